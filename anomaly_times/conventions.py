@@ -1,0 +1,84 @@
+"""Every name that is written outside: metrics, labels, and how they are derived.
+
+A dashboard or an alert rule depends on these; changing one is a breaking change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+
+from anomaly_times.panel import Labels
+
+__all__ = [
+    "FORECAST_METRICS",
+    "LABEL_METRIC",
+    "LABEL_MISSION",
+    "LOWER",
+    "MISSION_NAME",
+    "PRED",
+    "SCORE",
+    "UPPER",
+    "lead_ms",
+    "name_for_query",
+    "written_labels",
+]
+
+PRED = "anomaly_pred"
+LOWER = "anomaly_lower"
+UPPER = "anomaly_upper"
+SCORE = "anomaly_score"
+FORECAST_METRICS = (PRED, LOWER, UPPER)
+
+LABEL_MISSION = "mission"
+LABEL_METRIC = "metric"
+
+MISSION_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62})")
+"""What a mission may be called (full match): at most 63 characters."""
+
+
+def written_labels(source: Labels, mission: str, extra: Mapping[str, str] | None = None) -> Labels:
+    """The labels, less `__name__`, under which results of `mission` for a source series are written.
+
+    The source's own `mission` and `metric` become `exported_mission` and `exported_metric`; its `__name__` becomes
+    `metric`, else two metrics with equal labels would collide. `extra` are the mission's own labels; a label that the
+    series has already keeps the series' value.
+    """
+    out = dict(extra or {})
+    for name, value in source:
+        if name == "__name__":
+            out[LABEL_METRIC] = value
+        elif name in (LABEL_MISSION, LABEL_METRIC):
+            out[f"exported_{name}"] = value
+        else:
+            out[name] = value
+    out[LABEL_MISSION] = mission
+    return Labels.of(out)
+
+
+def name_for_query(source: str, promql: str) -> str:
+    """The mission name of a query that was given without one: `q-` and ten hex digits, stable.
+
+    The same for the same source and the same PromQL up to white space outside of strings, whatever else differs, so
+    that a forecast and a detection that were started by hand find each other.
+    """
+    # White space inside a string is meaning; outside it is layout.
+    parts = re.split(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|`[^`]*`)""", promql.strip())
+    canonical = "".join(part if i % 2 else re.sub(r"\s+", " ", part) for i, part in enumerate(parts))
+    return "q-" + hashlib.sha256(f"{source}\0{canonical}".encode()).hexdigest()[:10]
+
+
+def lead_ms(k: int, step: timedelta) -> int:
+    """How many milliseconds before its own time a forecast `k` steps after its cutoff is written: `k`.
+
+    VictoriaMetrics never overwrites. A smaller lead (a newer forecast) gets a later timestamp, so
+    `last_over_time(anomaly_pred[<step − 1 ms>])` at a grid time sees only what belongs to that time, newest first.
+
+    Raises:
+        ValueError: if `k` does not fit into the step (`1 ≤ k ≤ step in ms − 2`).
+    """
+    if not 1 <= k <= step / timedelta(milliseconds=1) - 2:
+        raise ValueError(f"a lead of {k} steps does not fit into a step of {step}")
+    return k

@@ -1,0 +1,98 @@
+"""Everything that can stop us, as one tree.
+
+    AnomalyTimesError                1  our own bug, or a class below
+    ├── UsageError                   2  a command, option, setting or argument that makes no sense
+    │   └── MissingExtraError        2  an optional part that is not installed
+    ├── MissionError                 3  a mission, or a query given by hand, that cannot work
+    │   └── QueryError               3  PromQL that does not parse, is no vector, or matches nothing
+    ├── StoreError                   4  a server or a folder of metrics that does not do what it was asked
+    │   ├── StoreUnavailableError    4  nobody answers, or not in time
+    │   ├── StoreAuthError           4  credentials refused
+    │   └── StoreDataError           4  an answer or a file that cannot be understood
+    └── ModelError                   5  a model that is unknown, misconfigured or failed
+
+The number is the exit code of `at`. Every error carries a `hint`: what to try next.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "AnomalyTimesError",
+    "MissingExtraError",
+    "MissionError",
+    "ModelError",
+    "QueryError",
+    "StoreAuthError",
+    "StoreDataError",
+    "StoreError",
+    "StoreUnavailableError",
+    "UsageError",
+]
+
+
+class AnomalyTimesError(Exception):
+    """What all our exceptions are; `message` says what failed and on what, `hint` what to try."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross process borders, and the default would lose the keyword-only hint.
+        return _rebuild, (type(self), self.message, self.hint)
+
+
+def _rebuild(kind: type[AnomalyTimesError], message: str, hint: str) -> AnomalyTimesError:
+    return kind(message, hint=hint)
+
+
+class UsageError(AnomalyTimesError):
+    """A command, option, setting or argument that makes no sense."""
+
+    exit_code = 2
+
+
+class MissingExtraError(UsageError):
+    """An optional part of the package that is not installed."""
+
+    def __init__(self, message: str, *, hint: str = "", extra: str = "") -> None:
+        super().__init__(message, hint=hint or f"pip install 'anomaly-times[{extra}]'")
+
+
+class MissionError(AnomalyTimesError):
+    """A mission, or a query given by hand, that cannot work."""
+
+    exit_code = 3
+
+
+class QueryError(MissionError):
+    """PromQL that does not parse, does not answer a vector, or matches nothing."""
+
+
+class StoreError(AnomalyTimesError):
+    """A server or a folder of metrics that does not do what it was asked."""
+
+    exit_code = 4
+
+
+class StoreUnavailableError(StoreError):
+    """Nobody answers, or not in time."""
+
+
+class StoreAuthError(StoreError):
+    """The server refuses our credentials."""
+
+
+class StoreDataError(StoreError):
+    """An answer, or a file, that cannot be understood."""
+
+
+class ModelError(AnomalyTimesError):
+    """A model that is unknown, misconfigured, or that failed on this data."""
+
+    exit_code = 5

@@ -1,0 +1,192 @@
+"""A mission: one PromQL query that is forecast and watched.
+
+A mission is what a user writes; it is frozen, refuses fields that it does not know, and never holds a URL or a secret
+(it names a source from the settings).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal, Self
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from anomaly_times.conventions import LABEL_METRIC, LABEL_MISSION, MISSION_NAME, written_labels
+from anomaly_times.durations import Duration, format_duration, milliseconds, parse_duration
+from anomaly_times.panel import Grid, Labels
+from anomaly_times.settings import WriteMode
+
+__all__ = ["Detect", "Direction", "Forecasting", "Mission", "Missing", "ModelSpec"]
+
+Direction = Literal["both", "above", "below"]
+Missing = Literal["ignore", "zero", "anomaly"]
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+
+
+class ModelSpec(BaseModel):
+    """Which model, with which parameters: `profile`, or `{type: lgbm, lags: 48}`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: str = "auto"
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The model's own parameters."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+def _model(value: object) -> object:
+    return {"type": value} if isinstance(value, str) else value
+
+
+def _pair(value: object) -> object:
+    return (value, value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else value
+
+
+def _ratio(value: object) -> object:
+    """`20%` is 0.2."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return float(value.strip().removesuffix("%")) / 100
+    return value
+
+
+def _ratio_pair(value: object) -> object:
+    pair = _pair(value)
+    return tuple(_ratio(side) for side in pair) if isinstance(pair, (list, tuple)) else pair
+
+
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+SidePair = Annotated[tuple[NonNegative, NonNegative], BeforeValidator(_pair)]
+RatioPair = Annotated[tuple[NonNegative, NonNegative], BeforeValidator(_ratio_pair)]
+ScalePair = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
+
+
+class Forecasting(_Spec):
+    """How history becomes a forecast."""
+
+    every: Duration = parse_duration("1h")
+    lookback: Duration = Field(default=parse_duration("14d"), description="how much history a forecast reads")
+    horizon: Duration | None = Field(default=None, description="how far it reaches; twice `every` by default")
+    model: Annotated[ModelSpec, BeforeValidator(_model)] = ModelSpec()
+    level: float = Field(default=99.9, gt=0, lt=100, description="per cent of normal points inside the bounds")
+    interval_scale: ScalePair = Field(default=(1.0, 1.0), description="widens the bounds: [below, above], or one")
+
+
+class Detect(_Spec):
+    """How new points are held against the forecast."""
+
+    every: Duration = parse_duration("1m")
+    direction: Direction = "both"
+    min_deviation: SidePair = Field(default=(0.0, 0.0), description="smaller deviations score 0: [below, above]")
+    min_relative_deviation: RatioPair = Field(default=(0.0, 0.0), description="the same, as a share of the forecast")
+    valid_range: tuple[float, float] = Field(default=(float("-inf"), float("inf")), description="values that can be")
+    out_of_range_score: float = Field(default=1.01, ge=0, le=1000, description="score of a value that cannot be")
+    missing: Missing = Field(default="ignore", description="what an expected point that is not there means")
+    catch_up: Duration = Field(default=parse_duration("1h"), description="how far back a late detection goes")
+
+    @field_validator("valid_range")
+    @classmethod
+    def _rising(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not value[0] < value[1]:
+            raise ValueError("must be [lowest, highest]")
+        return value
+
+
+def _season(value: object) -> object:
+    if value in ("none", False):
+        return ()
+    if value in ("auto", None):
+        return None
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+class Mission(_Spec):
+    """One query that is forecast and watched, and everything that its results depend on."""
+
+    name: str = Field(description="unique on a Prefect server; the label `mission` of everything written")
+    promql: str = Field(min_length=1)
+    description: str = ""
+    source: str = Field(default="", description="a source from the settings; the default one if empty")
+    step: Duration = parse_duration("1m")
+    offset: Duration = Field(default=parse_duration("30s"), description="how late samples may arrive")
+    timezone: str = Field(default="UTC", description="IANA name; days and weeks of the season begin by its clock")
+    season: Annotated[tuple[Duration, ...] | None, BeforeValidator(_season)] = Field(
+        default=None, description="`auto` (found in the data), `none`, or periods: [1d, 1w]"
+    )
+    max_series: int = Field(default=10_000, ge=1, le=1_000_000)
+    write: WriteMode = WriteMode.AUTO
+    labels: dict[str, str] = Field(default_factory=dict, description="added to everything written")
+    forecast: Forecasting = Forecasting()
+    detect: Detect = Detect()
+
+    @field_validator("name")
+    @classmethod
+    def _slug(cls, name: str) -> str:
+        if not MISSION_NAME.fullmatch(name):
+            raise ValueError("must be lower-case letters, digits and hyphens, 63 at most, no hyphen first")
+        return name
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (OSError, ValueError) as exc:
+            raise ValueError(f"{name[:64]!r} is no time zone; use an IANA name like Europe/Berlin") from exc
+        return name
+
+    @field_validator("labels")
+    @classmethod
+    def _free(cls, labels: dict[str, str]) -> dict[str, str]:
+        for name in labels:
+            if name in (LABEL_MISSION, LABEL_METRIC, "__name__"):
+                raise ValueError(f"the label {name!r} is ours")
+            if not (name.isascii() and name.replace("_", "a").isalnum() and not name[0].isdigit()):
+                raise ValueError(f"{name[:64]!r} is no label name")
+        return labels
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.h > milliseconds(self.step) - 2:
+            raise ValueError(
+                f"a horizon of {self.h} steps does not fit: forecasts are told apart by milliseconds inside a step, "
+                f"so {format_duration(self.step)} holds {milliseconds(self.step) - 2} at most"
+            )
+        if self.forecast.lookback < 2 * self.step:
+            raise ValueError("the lookback must cover two steps at least")
+        if self.horizon < self.step:
+            raise ValueError("the horizon must cover one step at least")
+        return self
+
+    @property
+    def horizon(self) -> timedelta:
+        """How far a forecast reaches past its cutoff."""
+        return self.forecast.horizon or 2 * self.forecast.every
+
+    @property
+    def h(self) -> int:
+        """The horizon in steps, rounded down."""
+        return self.horizon // self.step
+
+    def last_time(self, now: datetime) -> datetime:
+        """The last grid time that is complete at `now`: the last one not after now − offset."""
+        return Grid.ending(now - self.offset, self.step, 1).start
+
+    def history_grid(self, now: datetime) -> Grid:
+        """What a forecast made at `now` reads: `lookback` up to the cutoff, which is the last complete time."""
+        return Grid.ending(now - self.offset, self.step, max(2, self.forecast.lookback // self.step))
+
+    def detect_grid(self, now: datetime, window: timedelta) -> Grid:
+        """The grid times of the last `window` up to the last complete one (at least one point)."""
+        return Grid.ending(now - self.offset, self.step, max(1, window // self.step))
+
+    def written_labels(self, labels: Sequence[Labels]) -> tuple[Labels, ...]:
+        """The labels, less `__name__`, under which results for these series are written."""
+        return tuple(written_labels(row, self.name, self.labels) for row in labels)

@@ -1,0 +1,7 @@
+"""Models that turn history into quantiles, and the registry that finds them by name."""
+
+from __future__ import annotations
+
+from anomaly_times.models.registry import Forecaster, ModelInfo, build_model, list_models
+
+__all__ = ["Forecaster", "ModelInfo", "build_model", "list_models"]

@@ -1,0 +1,350 @@
+"""The data that flows: many series on one time grid, and what models and scoring make of them.
+
+A PromQL range query answers a dense matrix, so that is the natural form: one row a series, one column a grid point,
+NaN for a gap. `to_frame()` gives the long form (`unique_id, ds, y`) for tables, files and other libraries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from anomaly_times.durations import EPOCH, format_duration, milliseconds
+from anomaly_times.errors import UsageError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["Floats", "Forecast", "Grid", "Labels", "Panel", "Quantiles", "Scores", "round_significant"]
+
+Floats = npt.NDArray[np.float64]
+
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
+
+
+class Labels(tuple[tuple[str, str], ...]):
+    """One series' label set: `(name, value)` pairs sorted by name; `__name__` is a label like any other.
+
+    Being a tuple it hashes, sorts and pickles; build it with `Labels.of`. `str()` is the canonical PromQL form
+    `{instance="a",job="b"}`, which is the `unique_id` of long frames.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, labels: Mapping[str, str]) -> Self:
+        """From a mapping; empty values are dropped, as Prometheus does."""
+        return cls(sorted((name, value) for name, value in labels.items() if value))
+
+    def get(self, name: str, default: str = "") -> str:
+        """The value of `name`, or `default`."""
+        return next((value for key, value in self if key == name), default)
+
+    def without(self, names: Iterable[str]) -> Labels:
+        """The same labels less `names`."""
+        gone = frozenset(names)
+        return Labels(pair for pair in self if pair[0] not in gone)
+
+    def __str__(self) -> str:
+        return "{" + ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in self) + "}"
+
+    def __repr__(self) -> str:
+        return f"Labels({self})"
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Evenly spaced times: `start`, `start + step`, …, `n` of them; both ends inclusive.
+
+    UTC, aligned to whole steps since the epoch. `n` may be 0 (nothing to do).
+
+    Raises:
+        UsageError: for a naive or unaligned start, or a step that is not a positive number of whole milliseconds.
+    """
+
+    start: datetime
+    step: timedelta
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.start.tzinfo is None:
+            raise UsageError(f"a grid needs a time zone, got {self.start}", hint="use datetime.now(UTC)")
+        if self.step <= timedelta(0) or self.step % timedelta(milliseconds=1):
+            raise UsageError(f"a step must be a positive number of milliseconds, got {self.step}")
+        if self.n < 0:
+            raise UsageError(f"a grid cannot have {self.n} points")
+        if (self.start - EPOCH) % self.step:
+            raise UsageError(f"{self.start} is no multiple of {format_duration(self.step)} since the epoch")
+        if self.start.tzinfo is not UTC:
+            object.__setattr__(self, "start", self.start.astimezone(UTC))
+
+    @classmethod
+    def ending(cls, at: datetime, step: timedelta, n: int) -> Self:
+        """The `n` points up to the last grid time that is not after `at`."""
+        last = at - (at - EPOCH) % step
+        return cls(last - (n - 1) * step, step, n)
+
+    @classmethod
+    def covering(cls, start: datetime, end: datetime, step: timedelta) -> Self:
+        """All grid times in [`start`, `end`]."""
+        first = start + (EPOCH - start) % step
+        return cls(first, step, max(0, (end - first) // step + 1))
+
+    @property
+    def end(self) -> datetime:
+        """The last time of the grid (inclusive); one step before `start` when the grid is empty."""
+        return self.start + (self.n - 1) * self.step
+
+    @property
+    def step_ms(self) -> int:
+        """The step in milliseconds."""
+        return milliseconds(self.step)
+
+    @property
+    def start_ms(self) -> int:
+        """The first time, in milliseconds since the epoch."""
+        return milliseconds(self.start - EPOCH)
+
+    def epoch_ms(self) -> npt.NDArray[np.int64]:
+        """Every time, in milliseconds since the epoch: int64[n]."""
+        return self.start_ms + self.step_ms * np.arange(self.n, dtype=np.int64)
+
+    def times(self) -> npt.NDArray[np.datetime64]:
+        """Every time as naive UTC datetime64[ms][n], the form that numpy and polars take."""
+        return self.epoch_ms().astype("datetime64[ms]")
+
+    def following(self, n: int) -> Grid:
+        """The `n` points right after this grid."""
+        return replace(self, start=self.start + self.n * self.step, n=n)
+
+    def last(self, n: int) -> Grid:
+        """The last `n` points, or all of them where there are fewer."""
+        return self[max(0, self.n - n) :]
+
+    def index(self, at: datetime) -> int:
+        """How many steps `at` lies after `start`: the column of a time on the grid, negative before it."""
+        return (at - self.start) // self.step
+
+    def __getitem__(self, key: slice) -> Grid:
+        first, stop, stride = key.indices(self.n)
+        if stride != 1:
+            raise UsageError("a grid is cut without a stride")
+        return replace(self, start=self.start + first * self.step, n=max(0, stop - first))
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __str__(self) -> str:
+        return f"{self.start:%Y-%m-%dT%H:%M:%SZ}/{format_duration(self.step)}×{self.n}"
+
+
+def _check_rows(kind: str, labels: Sequence[Labels], grid: Grid, arrays: Mapping[str, Floats]) -> None:
+    for name, array in arrays.items():
+        if array.shape[:2] != (len(labels), grid.n):
+            raise ValueError(f"{kind}.{name} is {array.shape}, not {len(labels)} series × {grid.n} points")
+        if array.dtype != np.float64:
+            raise ValueError(f"{kind}.{name} is {array.dtype}, not float64")
+
+
+def _long(labels: Sequence[Labels], grid: Grid, columns: Mapping[str, Floats]) -> pl.DataFrame:
+    import polars as pl
+
+    ids = pl.Series("unique_id", [str(row) for row in labels], dtype=pl.String)
+    rows = pl.Series(np.repeat(np.arange(len(labels), dtype=np.uint32), grid.n))
+    times = pl.Series("ds", np.tile(grid.times(), len(labels))).dt.replace_time_zone("UTC")
+    return pl.DataFrame(
+        [ids.gather(rows), times, *(pl.Series(name, array.reshape(-1)) for name, array in columns.items())]
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """Series side by side: `y[i, t]` is the value of series `labels[i]` at the `t`-th time of `grid`.
+
+    Rows are sorted by label set and no two are equal; `y` is float64[S, T], NaN where there is no sample.
+    """
+
+    labels: tuple[Labels, ...]
+    grid: Grid
+    y: Floats
+
+    def __post_init__(self) -> None:
+        _check_rows("Panel", self.labels, self.grid, {"y": self.y})
+        if any(a >= b for a, b in zip(self.labels, self.labels[1:], strict=False)):
+            raise ValueError("a panel's rows must be sorted by label set, no two equal")
+
+    @classmethod
+    def of(cls, labels: Sequence[Labels], grid: Grid, y: Floats) -> Panel:
+        """A panel from rows in any order.
+
+        Raises:
+            ValueError: if two rows carry the same label set.
+        """
+        if all(a < b for a, b in zip(labels, labels[1:], strict=False)):
+            return cls(tuple(labels), grid, y)
+        order = sorted(range(len(labels)), key=labels.__getitem__)
+        return cls(tuple(labels[i] for i in order), grid, y[order])
+
+    @property
+    def n_series(self) -> int:
+        """How many rows."""
+        return len(self.labels)
+
+    def rows(self, keep: npt.NDArray[Any] | Sequence[int]) -> Panel:
+        """The rows at these (rising) positions, or where this boolean mask is true."""
+        positions = np.arange(self.n_series)[np.asarray(keep)]
+        return replace(self, labels=tuple(self.labels[i] for i in positions), y=self.y[positions])
+
+    def columns(self, key: slice) -> Panel:
+        """The same series over a part of the time; `y` is a view."""
+        return replace(self, grid=self.grid[key], y=self.y[:, key])
+
+    def shards(self, n: int) -> Iterator[Panel]:
+        """Up to `n` panels of nearly equal size, cut by rows in order; never an empty one."""
+        bounds = np.linspace(0, self.n_series, min(n, self.n_series) + 1).astype(int)
+        for first, stop in zip(bounds, bounds[1:], strict=False):
+            yield replace(self, labels=self.labels[first:stop], y=self.y[first:stop])
+
+    def to_frame(self, *, gaps: bool = False) -> pl.DataFrame:
+        """Long polars frame `unique_id, ds (UTC), y`; gaps are left out unless asked for (as NaN)."""
+        import polars as pl
+
+        frame = _long(self.labels, self.grid, {"y": self.y})
+        return frame if gaps else frame.filter(pl.col("y").is_not_nan())
+
+
+@dataclass(frozen=True, eq=False)
+class Quantiles:
+    """What a model answers: `values[i, k, q]` is quantile `levels[q]` of series `i`, `k` steps after the history.
+
+    `grid` is the `h` points that follow the history; `levels` rise strictly inside (0, 1); values do not fall along
+    them; a row is all NaN where the model has nothing to go by. `notes` says, by row, what a reader should know
+    (`{3: "shorter than a season: last value"}`).
+    """
+
+    labels: tuple[Labels, ...]
+    grid: Grid
+    levels: tuple[float, ...]
+    values: Floats
+    notes: Mapping[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_rows("Quantiles", self.labels, self.grid, {"values": self.values})
+        if self.values.shape[2:] != (len(self.levels),):
+            raise ValueError(f"Quantiles.values is {self.values.shape} for {len(self.levels)} levels")
+
+    def at(self, level: float) -> Floats:
+        """The forecast at one of `levels`: float64[S, h].
+
+        Raises:
+            KeyError: if the level was not asked for.
+        """
+        for i, known in enumerate(self.levels):
+            if abs(known - level) < 1e-9:
+                return self.values[:, :, i]
+        raise KeyError(level)
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """What is stored: `yhat` with final bounds, float64[S, h] each, at `grid`, made from history up to `cutoff`.
+
+    `labels` are those of the source series, NaN means no forecast, `notes` are as in `Quantiles`. A forecast read back
+    from a store carries the labels that it was written with, and no cutoff: its points may stem from several.
+    """
+
+    labels: tuple[Labels, ...]
+    grid: Grid
+    cutoff: datetime | None
+    yhat: Floats
+    lower: Floats
+    upper: Floats
+    notes: Mapping[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_rows("Forecast", self.labels, self.grid, {"yhat": self.yhat, "lower": self.lower, "upper": self.upper})
+
+    def rows(self, keep: npt.NDArray[Any] | Sequence[int]) -> Forecast:
+        """The series at these (rising) positions, or where this boolean mask is true."""
+        positions = np.arange(len(self.labels))[np.asarray(keep)]
+        return replace(
+            self,
+            labels=tuple(self.labels[i] for i in positions),
+            yhat=self.yhat[positions],
+            lower=self.lower[positions],
+            upper=self.upper[positions],
+            notes={new: self.notes[int(old)] for new, old in enumerate(positions) if int(old) in self.notes},
+        )
+
+    def to_frame(self) -> pl.DataFrame:
+        """Long polars frame `unique_id, ds (UTC), yhat, yhat_lower, yhat_upper`; points without a forecast left out."""
+        import polars as pl
+
+        columns = {"yhat": self.yhat, "yhat_lower": self.lower, "yhat_upper": self.upper}
+        return _long(self.labels, self.grid, columns).filter(pl.col("yhat").is_not_nan())
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What detection finds: `score[i, t]` of series `i`, with what it compared; float64[S, T] each.
+
+    0 at the forecast, 1 at the bound, over 1 anomalous. NaN where there is no score: no value, or no forecast.
+    `labels` are those of the source series.
+    """
+
+    labels: tuple[Labels, ...]
+    grid: Grid
+    y: Floats
+    yhat: Floats
+    lower: Floats
+    upper: Floats
+    score: Floats
+
+    def __post_init__(self) -> None:
+        _check_rows(
+            "Scores",
+            self.labels,
+            self.grid,
+            {"y": self.y, "yhat": self.yhat, "lower": self.lower, "upper": self.upper, "score": self.score},
+        )
+
+    def to_frame(self, *, gaps: bool = False) -> pl.DataFrame:
+        """Long polars frame `unique_id, ds (UTC), y, yhat, yhat_lower, yhat_upper, score`.
+
+        Points without a score are left out unless asked for (as NaN).
+        """
+        import polars as pl
+
+        frame = _long(
+            self.labels,
+            self.grid,
+            {
+                "y": self.y,
+                "yhat": self.yhat,
+                "yhat_lower": self.lower,
+                "yhat_upper": self.upper,
+                "score": self.score,
+            },
+        )
+        return frame if gaps else frame.filter(pl.col("score").is_not_nan())
+
+
+def round_significant(values: Floats, digits: int = 9) -> Floats:
+    """`values` rounded to `digits` significant decimal digits; NaN, infinities and zeros stay.
+
+    Applied to all that is scored or written: what a store keeps then explains a score exactly
+    (VictoriaMetrics keeps about 12 digits).
+    """
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
+        magnitude = np.floor(np.log10(np.abs(values)))
+        places = np.where(np.isfinite(magnitude), digits - 1 - magnitude, 0.0)
+        # A power of ten is exact up to 10^22 only, and a division by one rounds once: the nearest double to the
+        # decimal, which is what parsing its printed form gives too.
+        scale = 10.0 ** np.minimum(np.abs(places), 300.0)
+        rounded = np.where(places >= 0, np.rint(values * scale) / scale, np.rint(values / scale) * scale)
+    return np.where(np.isfinite(rounded), rounded, values)
