@@ -23,6 +23,7 @@ __all__ = [
     "UPPER",
     "lead_ms",
     "name_for_query",
+    "source_labels",
     "written_labels",
 ]
 
@@ -55,6 +56,23 @@ def written_labels(source: Labels, mission: str, extra: Mapping[str, str] | None
         else:
             out[name] = value
     out[LABEL_MISSION] = mission
+    return Labels.of(out)
+
+
+def source_labels(written: Labels, mission_labels: Mapping[str, str] | None = None) -> Labels:
+    """The labels of the series that results carrying `written` belong to; the inverse of `written_labels`.
+
+    For a series that is gone from its source, and so is known by its forecast alone. Where a label of the mission
+    hides an equal one of the series the answer lacks it, and `written_labels` of the answer is `written` all the same.
+    """
+    out = {}
+    for name, value in written:
+        if name == LABEL_METRIC:
+            out["__name__"] = value
+        elif name in (f"exported_{LABEL_MISSION}", f"exported_{LABEL_METRIC}"):
+            out[name.removeprefix("exported_")] = value
+        elif name != LABEL_MISSION and (mission_labels or {}).get(name) != value:
+            out[name] = value
     return Labels.of(out)
 
 

@@ -4,7 +4,8 @@
     ├── UsageError                   2  a command, option, setting or argument that makes no sense
     │   └── MissingExtraError        2  an optional part that is not installed
     ├── MissionError                 3  a mission, or a query given by hand, that cannot work
-    │   └── QueryError               3  PromQL that does not parse, is no vector, or matches nothing
+    │   └── QueryError               3  PromQL that does not parse, or is no vector
+    │       └── NoSeriesError        3  PromQL that is fine and matches nothing
     ├── StoreError                   4  a server or a folder of metrics that does not do what it was asked
     │   ├── StoreUnavailableError    4  nobody answers, or not in time
     │   ├── StoreAuthError           4  credentials refused
@@ -23,6 +24,7 @@ __all__ = [
     "MissingExtraError",
     "MissionError",
     "ModelError",
+    "NoSeriesError",
     "QueryError",
     "StoreAuthError",
     "StoreDataError",
@@ -71,7 +73,11 @@ class MissionError(AnomalyTimesError):
 
 
 class QueryError(MissionError):
-    """PromQL that does not parse, does not answer a vector, or matches nothing."""
+    """PromQL that does not parse, or does not answer a vector."""
+
+
+class NoSeriesError(QueryError):
+    """PromQL that is fine and matches nothing in the range asked for."""
 
 
 class StoreError(AnomalyTimesError):

@@ -52,8 +52,9 @@ class Store(Protocol):
         Series without any point on the grid are left out.
 
         Raises:
-            QueryError: the query does not parse, answers no vector, matches nothing, gives two series with equal
-                labels, or gives more than `max_series`.
+            NoSeriesError: the query matches nothing in this range.
+            QueryError: the query does not parse, answers no vector, gives two series with equal labels, or gives more
+                than `max_series`.
             StoreError: the store is away, refuses, or answers what cannot be understood.
         """
         ...
