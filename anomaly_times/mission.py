@@ -18,7 +18,7 @@ from anomaly_times.durations import Duration, format_duration, milliseconds, par
 from anomaly_times.panel import Grid, Labels
 from anomaly_times.settings import WriteMode
 
-__all__ = ["Detect", "Direction", "Forecasting", "Mission", "Missing", "ModelSpec"]
+__all__ = ["Detect", "Direction", "Forecasting", "Missing", "Mission", "ModelSpec"]
 
 Direction = Literal["both", "above", "below"]
 Missing = Literal["ignore", "zero", "anomaly"]

@@ -6,10 +6,11 @@ NaN for a gap. `to_frame()` gives the long form (`unique_id, ds, y`) for tables,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -175,7 +176,7 @@ class Panel:
 
     def __post_init__(self) -> None:
         _check_rows("Panel", self.labels, self.grid, {"y": self.y})
-        if any(a >= b for a, b in zip(self.labels, self.labels[1:], strict=False)):
+        if any(a >= b for a, b in itertools.pairwise(self.labels)):
             raise ValueError("a panel's rows must be sorted by label set, no two equal")
 
     @classmethod
@@ -185,7 +186,7 @@ class Panel:
         Raises:
             ValueError: if two rows carry the same label set.
         """
-        if all(a < b for a, b in zip(labels, labels[1:], strict=False)):
+        if all(a < b for a, b in itertools.pairwise(labels)):
             return cls(tuple(labels), grid, y)
         order = sorted(range(len(labels)), key=labels.__getitem__)
         return cls(tuple(labels[i] for i in order), grid, y[order])
@@ -195,7 +196,7 @@ class Panel:
         """How many rows."""
         return len(self.labels)
 
-    def rows(self, keep: npt.NDArray[Any] | Sequence[int]) -> Panel:
+    def rows(self, keep: npt.ArrayLike) -> Panel:
         """The rows at these (rising) positions, or where this boolean mask is true."""
         positions = np.arange(self.n_series)[np.asarray(keep)]
         return replace(self, labels=tuple(self.labels[i] for i in positions), y=self.y[positions])
@@ -207,7 +208,7 @@ class Panel:
     def shards(self, n: int) -> Iterator[Panel]:
         """Up to `n` panels of nearly equal size, cut by rows in order; never an empty one."""
         bounds = np.linspace(0, self.n_series, min(n, self.n_series) + 1).astype(int)
-        for first, stop in zip(bounds, bounds[1:], strict=False):
+        for first, stop in itertools.pairwise(bounds):
             yield replace(self, labels=self.labels[first:stop], y=self.y[first:stop])
 
     def to_frame(self, *, gaps: bool = False) -> pl.DataFrame:
@@ -269,7 +270,7 @@ class Forecast:
     def __post_init__(self) -> None:
         _check_rows("Forecast", self.labels, self.grid, {"yhat": self.yhat, "lower": self.lower, "upper": self.upper})
 
-    def rows(self, keep: npt.NDArray[Any] | Sequence[int]) -> Forecast:
+    def rows(self, keep: npt.ArrayLike) -> Forecast:
         """The series at these (rising) positions, or where this boolean mask is true."""
         positions = np.arange(len(self.labels))[np.asarray(keep)]
         return replace(

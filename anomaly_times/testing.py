@@ -10,7 +10,7 @@ from typing import Self
 
 import numpy as np
 
-from anomaly_times.errors import AnomalyTimesError, QueryError
+from anomaly_times.errors import AnomalyTimesError, NoSeriesError, QueryError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Floats, Forecast, Grid, Labels, Panel, Scores
 from anomaly_times.stores import Written
@@ -48,14 +48,14 @@ class MemoryStore:
         if isinstance(kept, AnomalyTimesError):
             raise kept
         if kept is None:
-            raise QueryError(f"{promql} matches nothing in {self.name}")
+            raise NoSeriesError(f"{promql} matches nothing in {self.name}")
         if kept.n_series > max_series:
             raise QueryError(f"{promql} gives {kept.n_series} series, more than {max_series}")
         y = _resample(kept.grid, kept.y, grid)
         y[~np.isfinite(y)] = np.nan
         alive = np.flatnonzero(np.isfinite(y).any(axis=1))
         if not alive.size:
-            raise QueryError(f"{promql} matches nothing in {self.name}")
+            raise NoSeriesError(f"{promql} matches nothing in {self.name}")
         return Panel(kept.labels, grid, y).rows(alive)
 
     def read_forecasts(self, missions: Sequence[Mission], grid: Grid) -> Mapping[str, Forecast]:

@@ -1,0 +1,415 @@
+"""What a scheduled run does: forecast a sequence of missions, or detect with it.
+
+Plain functions of missions, stores and `now`: no clock, no scheduler, no network of their own, so a backtest and a
+test run the live code. A pass answers results; `write_forecasts` and `write_scores` store them. One mission's failure
+is its result's `error` and never stops the others.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from anomaly_times import scoring
+from anomaly_times.conventions import source_labels
+from anomaly_times.durations import format_duration
+from anomaly_times.errors import AnomalyTimesError, MissionError, NoSeriesError
+from anomaly_times.mission import Mission
+from anomaly_times.models import build_model
+from anomaly_times.models.calibrate import forecast_with_bounds
+from anomaly_times.panel import Floats, Forecast, Grid, Labels, Panel, Scores
+from anomaly_times.stores import Store, Written
+
+__all__ = [
+    "DetectResult",
+    "ForecastResult",
+    "Mapper",
+    "detect_pass",
+    "forecast_pass",
+    "write_forecasts",
+    "write_scores",
+]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_SILENT = timedelta(days=1)
+"""A series without a value for that long before the cutoff has ended, and is forecast no more."""
+
+_RECENT_CADENCES = 3
+
+
+class Mapper(Protocol):
+    """Runs a function over work items, in order: `map`, or what an executor offers."""
+
+    def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> Iterable[R]:
+        """The results in the order of the items."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ForecastResult:
+    """What a forecast pass made of one mission: a forecast, or the error that prevented it.
+
+    `ended` counts series that were left out because they have had no value for a day. `history` is there where the
+    pass was asked to keep it.
+    """
+
+    mission: Mission
+    forecast: Forecast | None = None
+    error: AnomalyTimesError | None = None
+    warnings: tuple[str, ...] = ()
+    ended: int = 0
+    history: Panel | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class DetectResult:
+    """What a detection pass made of one mission: scores, or the error that prevented them.
+
+    `gates` and `unforecast` count points as in `scoring.Scored`. `scores` is `None` where there was nothing new to
+    score.
+    """
+
+    mission: Mission
+    scores: Scores | None = None
+    error: AnomalyTimesError | None = None
+    warnings: tuple[str, ...] = ()
+    gates: Mapping[str, int] = field(default_factory=dict)
+    unforecast: int = 0
+
+
+def forecast_pass(
+    missions: Sequence[Mission],
+    stores: Mapping[str, Store],
+    *,
+    now: datetime,
+    mapper: Mapper = map,
+    keep_history: bool = False,
+    on_done: Callable[[ForecastResult], None] | None = None,
+) -> list[ForecastResult]:
+    """Forecast each mission from the last complete time before `now`; nothing is written.
+
+    Args:
+        missions: what to forecast.
+        stores: by the source that missions name.
+        now: with a time zone; the cutoff is the last grid time not after now − offset.
+        mapper: runs the missions.
+        keep_history: put what was read into the results, for charts.
+        on_done: told each result as it comes.
+    """
+
+    def one(mission: Mission) -> ForecastResult:
+        try:
+            return _forecast(mission, _store(stores, mission), now=now, keep_history=keep_history)
+        except Exception as exc:  # noqa: BLE001 - the border between missions: none may stop its neighbours
+            return ForecastResult(mission, error=_as_error(exc, mission))
+
+    return _collect(mapper(one, missions), on_done)
+
+
+def _forecast(mission: Mission, store: Store, *, now: datetime, keep_history: bool) -> ForecastResult:
+    history = store.read(mission.promql, mission.history_grid(now), max_series=mission.max_series)
+    silent = min(history.grid.n, max(1, _SILENT // mission.step))
+    alive = np.isfinite(history.y[:, -silent:]).any(axis=1)
+    ended = int((~alive).sum())
+    if ended == history.n_series:
+        raise NoSeriesError(
+            f"no series of {mission.promql} has a value in the last {format_duration(silent * mission.step)}",
+            hint="is the exporter down, or is --at in a time without data?",
+        )
+    if ended:
+        history = history.rows(alive)
+    model = build_model(mission.forecast.model, season=mission.season, timezone=mission.timezone)
+    raw = forecast_with_bounds(model, history, h=mission.h, level=mission.forecast.level)
+    forecast = scoring.final_bounds(
+        raw,
+        mission.detect,
+        resolution=scoring.resolution(history.y),
+        interval_scale=mission.forecast.interval_scale,
+    )
+    return ForecastResult(
+        mission,
+        forecast,
+        warnings=_band_warnings(mission, forecast),
+        ended=ended,
+        history=history if keep_history else None,
+    )
+
+
+def _band_warnings(mission: Mission, forecast: Forecast) -> tuple[str, ...]:
+    low, high = mission.detect.valid_range
+    below, above = scoring.unseen_sides(forecast, mission.detect)
+    watched = mission.detect.direction
+    warnings = []
+    if below and watched != "above":
+        warnings.append(f"the band of {below} series reaches below {low:g}: a fall cannot leave it")
+    if above and watched != "below":
+        warnings.append(f"the band of {above} series reaches above {high:g}: a rise cannot leave it")
+    return tuple(warnings)
+
+
+def detect_pass(
+    missions: Sequence[Mission],
+    stores: Mapping[str, Store],
+    *,
+    now: datetime,
+    window: timedelta | None = None,
+    mapper: Mapper = map,
+    forecasts: Mapping[str, Forecast] | None = None,
+    on_done: Callable[[DetectResult], None] | None = None,
+) -> list[DetectResult]:
+    """Score what each mission has not scored yet, up to the last complete time before `now`; nothing is written.
+
+    What was scored is asked of the store: the scores of the last three cadences, or of `detect.catch_up` where those
+    hold none. Each series is scored from its newest score on.
+
+    Args:
+        missions: what to score; those alike in source, step and cadence share their queries for scores and forecasts.
+        stores: by the source that missions name.
+        now: with a time zone.
+        window: score everything in this window before `now` instead, scored already or not.
+        mapper: runs the missions.
+        forecasts: by mission name, used in place of the stored ones (their labels are those of the source).
+        on_done: told each result as it comes.
+    """
+    batches: dict[tuple[object, ...], list[Mission]] = defaultdict(list)
+    for mission in missions:
+        detect = mission.detect
+        batches[mission.source, mission.step, mission.offset, detect.every, detect.catch_up].append(mission)
+
+    work: list[_Work] = []
+    for batch in batches.values():
+        try:
+            work += _prepare(batch, _store(stores, batch[0]), now=now, window=window, forecasts=forecasts or {})
+        except Exception as exc:  # noqa: BLE001 - the border between batches: none may stop its neighbours
+            work += [_Work(mission, error=_as_error(exc, mission)) for mission in batch]
+
+    def one(item: _Work) -> DetectResult:
+        if item.error is not None or item.grid is None:
+            return DetectResult(item.mission, error=item.error)
+        try:
+            return _detect(item, item.grid, _store(stores, item.mission))
+        except Exception as exc:  # noqa: BLE001 - the border between missions: none may stop its neighbours
+            return DetectResult(item.mission, error=_as_error(exc, item.mission))
+
+    order = {mission.name: position for position, mission in enumerate(missions)}
+    work.sort(key=lambda item: order[item.mission.name])
+    return _collect(mapper(one, work), on_done)
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """One mission to score: where (`None`: nothing is new), against what, and what was scored before."""
+
+    mission: Mission
+    grid: Grid | None = None
+    forecast: Forecast | None = None
+    scored: Panel | None = None
+    error: AnomalyTimesError | None = None
+
+
+def _prepare(
+    batch: Sequence[Mission],
+    store: Store,
+    *,
+    now: datetime,
+    window: timedelta | None,
+    forecasts: Mapping[str, Forecast],
+) -> list[_Work]:
+    """The grids of a batch, and its forecasts in one query."""
+    first = batch[0]
+    if window is not None:
+        grids = {mission.name: first.detect_grid(now, window) for mission in batch}
+        scored: dict[str, Panel] = {}
+    else:
+        grids, scored = _unscored(batch, store, now=now)
+    wanted = [mission for mission in batch if grids[mission.name].n and mission.name not in forecasts]
+    stored: Mapping[str, Forecast] = {}
+    if wanted:
+        start = min(grids[mission.name].start for mission in wanted)
+        stored = store.read_forecasts(wanted, Grid.covering(start, first.last_time(now), first.step))
+    work = []
+    for mission in batch:
+        grid = grids[mission.name]
+        given = forecasts.get(mission.name)
+        if given is not None:
+            given = replace(given, labels=mission.written_labels(given.labels))
+        work.append(
+            _Work(
+                mission,
+                grid if grid.n else None,
+                given or stored.get(mission.name),
+                scored.get(mission.name),
+            )
+        )
+    return work
+
+
+def _unscored(batch: Sequence[Mission], store: Store, *, now: datetime) -> tuple[dict[str, Grid], dict[str, Panel]]:
+    """What each mission has still to score, and the scores found on the way."""
+    first = batch[0]
+    recent = first.detect_grid(now, max(_RECENT_CADENCES * first.detect.every, first.step))
+    scored = dict(store.read_scores(batch, recent))
+    silent = [mission for mission in batch if mission.name not in scored]
+    grids = {mission.name: recent for mission in batch}
+    wide = first.detect_grid(now, first.detect.catch_up)
+    if silent and wide.n > recent.n:
+        scored |= store.read_scores(silent, wide)
+        grids |= {mission.name: wide for mission in silent}
+    for name, panel in scored.items():
+        # Where every series is scored up to some time, what lies before need not be read again.
+        done = _newest(panel.y)
+        grids[name] = grids[name][int(done.min()) + 1 :]
+    return grids, scored
+
+
+def _newest(y: Floats) -> npt.NDArray[np.intp]:
+    """The column of each row's last value: int[S], −1 where it has none."""
+    known = np.isfinite(y)
+    last = known.shape[1] - 1 - np.argmax(known[:, ::-1], axis=1)
+    return np.where(known.any(axis=1), last, -1)
+
+
+def _detect(item: _Work, grid: Grid, store: Store) -> DetectResult:
+    mission, forecast = item.mission, item.forecast
+    try:
+        panel = store.read(mission.promql, grid, max_series=mission.max_series)
+    except NoSeriesError:
+        if forecast is None:
+            raise
+        panel = Panel((), grid, np.empty((0, grid.n)))
+    written = mission.written_labels(panel.labels)
+    rows = {row: i for i, row in enumerate(forecast.labels)} if forecast is not None else {}
+    if forecast is not None and mission.detect.missing != "ignore":
+        panel, written = _with_vanished(mission, panel, written, forecast)
+
+    bands = np.full((3, panel.n_series, grid.n), np.nan)
+    if forecast is not None:
+        position = np.array([rows.get(row, -1) for row in written], dtype=np.intp)
+        known = position >= 0
+        first = grid.index(forecast.grid.start)
+        columns = np.arange(max(0, first), min(grid.n, first + forecast.grid.n))
+        for band, part in zip(bands, (forecast.yhat, forecast.lower, forecast.upper), strict=True):
+            band[np.ix_(known, columns)] = part[position[known]][:, columns - first]
+
+    found = scoring.score(panel.labels, grid, panel.y, (bands[0], bands[1], bands[2]), mission.detect)
+    scores = found.scores
+    if item.scored is not None:
+        scores = replace(scores, score=_blank_scored(scores.score, grid, written, item.scored))
+    return DetectResult(
+        mission,
+        scores,
+        warnings=_detect_warnings(panel, forecast, known_series=int((~np.isnan(bands[0])).any(axis=1).sum())),
+        gates=found.gates,
+        unforecast=found.unforecast,
+    )
+
+
+def _with_vanished(
+    mission: Mission, panel: Panel, written: tuple[Labels, ...], forecast: Forecast
+) -> tuple[Panel, tuple[Labels, ...]]:
+    """The panel with an empty row for each series that was forecast and is gone."""
+    there = set(written)
+    gone = [row for row in forecast.labels if row not in there]
+    if not gone:
+        return panel, written
+    labels = [*panel.labels, *(source_labels(row, mission.labels) for row in gone)]
+    empty = np.full((len(gone), panel.grid.n), np.nan)
+    panel = Panel.of(labels, panel.grid, np.concatenate([panel.y, empty]))
+    return panel, mission.written_labels(panel.labels)
+
+
+def _blank_scored(score: Floats, grid: Grid, written: Sequence[Labels], scored: Panel) -> Floats:
+    """`score` less what the store holds: each series only past its newest stored score."""
+    newest = dict(zip(scored.labels, _newest(scored.y) - scored.grid.index(grid.start), strict=True))
+    before = np.array([newest.get(row, -1) for row in written], dtype=np.intp)
+    return np.where(np.arange(grid.n) <= before[:, None], np.nan, score)
+
+
+def _detect_warnings(panel: Panel, forecast: Forecast | None, *, known_series: int) -> tuple[str, ...]:
+    if forecast is None:
+        return ("no forecast is stored for these times: a forecast run comes first",)
+    if not panel.n_series:
+        return ("the query matches nothing now: its series are gone",)
+    if known_series < panel.n_series:
+        return (f"{panel.n_series - known_series} of {panel.n_series} series have no forecast yet",)
+    return ()
+
+
+def write_forecasts(
+    results: Sequence[ForecastResult], stores: Mapping[str, Store]
+) -> tuple[list[ForecastResult], Written]:
+    """Store the forecasts of a pass, mission by mission; a result whose write failed comes back with that error."""
+    out, total = [], Written()
+    for result in results:
+        if result.forecast is not None and result.error is None:
+            try:
+                total += _store(stores, result.mission).write_forecasts([(result.mission, result.forecast)])
+            except AnomalyTimesError as exc:
+                result = replace(result, error=exc)
+        out.append(result)
+    return out, total
+
+
+def write_scores(results: Sequence[DetectResult], stores: Mapping[str, Store]) -> tuple[list[DetectResult], Written]:
+    """Store the scores of a pass, all missions of a source in one go; a failed write is the error of those it hit."""
+    out, total = list(results), Written()
+    by_source: dict[str, list[int]] = defaultdict(list)
+    for position, result in enumerate(results):
+        if result.scores is not None and result.error is None:
+            by_source[result.mission.source].append(position)
+
+    def write(positions: Sequence[int]) -> Written:
+        pairs = [(results[i].mission, scores) for i in positions if (scores := results[i].scores) is not None]
+        try:
+            return _store(stores, pairs[0][0]).write_scores(pairs)
+        except MissionError as exc:
+            # One mission's labels spoil the whole request: the others are sent without it.
+            if len(positions) > 1:
+                return sum((write([i]) for i in positions), Written())
+            out[positions[0]] = replace(results[positions[0]], error=exc)
+        except AnomalyTimesError as exc:
+            for i in positions:
+                out[i] = replace(results[i], error=exc)
+        return Written()
+
+    for positions in by_source.values():
+        total += write(positions)
+    return out, total
+
+
+def _store(stores: Mapping[str, Store], mission: Mission) -> Store:
+    try:
+        return stores[mission.source]
+    except KeyError:
+        raise MissionError(
+            f"mission {mission.name} names the source {mission.source!r}, which is not open",
+            hint="name a source from the settings",
+        ) from None
+
+
+def _as_error(exc: Exception, mission: Mission) -> AnomalyTimesError:
+    if isinstance(exc, AnomalyTimesError):
+        return exc
+    error = AnomalyTimesError(
+        f"mission {mission.name} met a bug of ours: {type(exc).__name__}: {exc}",
+        hint="run it with --debug and report it",
+    )
+    error.__cause__ = exc
+    return error
+
+
+def _collect(results: Iterable[R], on_done: Callable[[R], None] | None) -> list[R]:
+    out = []
+    for result in results:
+        out.append(result)
+        if on_done is not None:
+            on_done(result)
+    return out

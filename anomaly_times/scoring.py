@@ -1,0 +1,196 @@
+"""From forecasts to final bounds, and from bounds to scores.
+
+The scale is that of distance over half-width: 0 at the forecast, 1 at the bound, over 1 anomalous. The forecast pass
+makes the bounds final (`final_bounds`), so that value, forecast and bounds as they are stored reproduce a score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from anomaly_times.mission import Detect
+from anomaly_times.panel import Floats, Forecast, Grid, Labels, Scores, round_significant
+
+__all__ = [
+    "CHANNELS",
+    "MAX_SCORE",
+    "MISSING_SCORE",
+    "Channel",
+    "Scored",
+    "final_bounds",
+    "resolution",
+    "score",
+    "unseen_sides",
+]
+
+MAX_SCORE = 1000.0
+MISSING_SCORE = 2.0
+"""What a point scores that is not there, under `missing: anomaly`."""
+
+_NARROWEST = 1e-9
+_RELATIVE_FLOOR = 0.01
+_LARGEST = 1e300
+
+Bools = npt.NDArray[np.bool_]
+
+
+def resolution(history: Floats) -> Floats:
+    """The smallest step between two values of each series: float64[S], 0 where a series has fewer than two values.
+
+    A counter of whole requests has 1, a percentage that an exporter rounds has 0.01; a bound closer to the forecast
+    than that would flag the rounding. Differences under a billionth of the values' size are taken for float noise.
+    """
+    ordered = np.sort(history, axis=1)  # NaN goes last
+    with np.errstate(invalid="ignore", over="ignore"):
+        jumps = np.diff(ordered, axis=1)
+        noise = 1e-9 * np.nanmax(np.abs(ordered), axis=1, initial=0.0)
+        jumps[~(jumps > noise[:, None])] = np.inf
+    smallest = jumps.min(axis=1, initial=np.inf)
+    return np.where(np.isfinite(smallest), smallest, 0.0)
+
+
+def final_bounds(
+    forecast: Forecast, detect: Detect, *, resolution: Floats, interval_scale: tuple[float, float] = (1.0, 1.0)
+) -> Forecast:
+    """The forecast as it is stored: inside the valid range, with bounds wide enough to mean something.
+
+    `yhat` is clipped into `detect.valid_range`. Each half-width is at least the largest of the history's resolution,
+    1 % of |yhat| and 1e-9, and is then scaled by `interval_scale` (below, above). The bounds themselves are not
+    clipped: a lower bound of 0 would let a total loss of traffic score exactly 1. All values have 9 significant
+    digits.
+
+    Args:
+        forecast: float64[S, h]; NaN stays NaN.
+        detect: where `valid_range` stands.
+        resolution: float64[S], see `resolution`.
+        interval_scale: factors for the lower and upper half-width.
+    """
+    low, high = detect.valid_range
+    yhat = round_significant(np.clip(forecast.yhat, max(low, -_LARGEST), min(high, _LARGEST)))
+    floor = np.maximum(np.maximum(resolution[:, None], _RELATIVE_FLOOR * np.abs(yhat)), _NARROWEST)
+    below = np.maximum(yhat - np.clip(forecast.lower, -_LARGEST, _LARGEST), floor) * interval_scale[0]
+    above = np.maximum(np.clip(forecast.upper, -_LARGEST, _LARGEST) - yhat, floor) * interval_scale[1]
+    lower = round_significant(yhat - np.minimum(below, _LARGEST))
+    upper = round_significant(yhat + np.minimum(above, _LARGEST))
+    known = np.isfinite(yhat) & np.isfinite(lower) & np.isfinite(upper)
+    return replace(
+        forecast,
+        yhat=np.where(known, yhat, np.nan),
+        lower=np.where(known, lower, np.nan),
+        upper=np.where(known, upper, np.nan),
+    )
+
+
+def unseen_sides(forecast: Forecast, detect: Detect) -> tuple[int, int]:
+    """How many series have a band that leaves no room for an anomaly (below, above) inside the valid range.
+
+    A value can then not be outside of the band without being outside of what can be.
+    """
+    low, high = detect.valid_range
+    with np.errstate(invalid="ignore"):
+        below = (forecast.lower <= low).any(axis=1) if np.isfinite(low) else np.zeros(len(forecast.labels), bool)
+        above = (forecast.upper >= high).any(axis=1) if np.isfinite(high) else np.zeros(len(forecast.labels), bool)
+    return int(below.sum()), int(above.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One kind of evidence: a name, and a ratio of evidence to its limit that is over 1 where it is anomalous.
+
+    `ratio(y, yhat, lower, upper)` takes and gives float64[S, T].
+    """
+
+    name: str
+    ratio: Callable[[Floats, Floats, Floats, Floats], Floats]
+
+
+def _point(y: Floats, yhat: Floats, lower: Floats, upper: Floats) -> Floats:
+    deviation = y - yhat
+    return np.where(deviation >= 0, deviation / (upper - yhat), deviation / (lower - yhat))
+
+
+CHANNELS: tuple[Channel, ...] = (Channel("point", _point),)
+"""The evidence that a score is made of; the score is the largest ratio of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Scores, and what was decided on the way.
+
+    `gates` counts points by what settled their score: `out_of_range`, `direction`, `min_deviation`, `missing`.
+    `unforecast` counts values that no forecast stands against: they have no score.
+    """
+
+    scores: Scores
+    gates: Mapping[str, int]
+    unforecast: int
+
+
+def score(
+    labels: Sequence[Labels],
+    grid: Grid,
+    y: Floats,
+    forecast: tuple[Floats, Floats, Floats],
+    detect: Detect,
+) -> Scored:
+    """Hold values against a forecast.
+
+    In this order: no forecast → no score; no value → as `detect.missing` says; a value that cannot be →
+    `detect.out_of_range_score`, whatever the gates say; the wrong side for `detect.direction` → 0; closer to the
+    forecast than `min_deviation` or `min_relative_deviation` · |yhat| → 0. Else the largest ratio of the channels,
+    at most 1,000.
+
+    Args:
+        labels: of the source series, S of them.
+        grid: T times.
+        y: float64[S, T], NaN where there is no value.
+        forecast: yhat, lower, upper; float64[S, T] each, NaN where there is none.
+        detect: the gates.
+
+    Returns:
+        Scores with 9 significant digits; NaN where a point has none.
+    """
+    y = round_significant(y)
+    yhat, lower, upper = (round_significant(part) for part in forecast)
+    expected = np.isfinite(yhat) & np.isfinite(lower) & np.isfinite(upper)
+    absent = expected & ~np.isfinite(y)
+    if detect.missing == "zero":
+        y = np.where(absent, 0.0, y)
+    known = expected & np.isfinite(y)
+
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        result = np.full(y.shape, np.nan)
+        for channel in CHANNELS:
+            result = np.fmax(result, channel.ratio(y, yhat, lower, upper))
+        result = np.where(known, np.minimum(result, MAX_SCORE), np.nan)
+
+        deviation = np.abs(y - yhat)
+        above = y > yhat
+        least = np.where(above, detect.min_deviation[1], detect.min_deviation[0])
+        ratio = np.where(above, detect.min_relative_deviation[1], detect.min_relative_deviation[0])
+        small = known & ((deviation < least) | (deviation < ratio * np.abs(yhat)))
+        low, high = detect.valid_range
+        impossible = known & ((y < low) | (y > high))
+
+    wrong_side = known & (
+        (~above & (y != yhat) & (detect.direction == "above")) | (above & (detect.direction == "below"))
+    )
+    result[small | wrong_side] = 0.0
+    result[impossible] = detect.out_of_range_score
+    if detect.missing == "anomaly":
+        result[absent] = MISSING_SCORE
+    gates = {
+        "out_of_range": impossible,
+        "direction": wrong_side & ~impossible,
+        "min_deviation": small & ~wrong_side & ~impossible,
+        "missing": absent,
+    }
+    return Scored(
+        Scores(tuple(labels), grid, y, yhat, lower, upper, round_significant(result)),
+        {name: int(mask.sum()) for name, mask in gates.items() if mask.any()},
+        int((np.isfinite(y) & ~expected).sum()),
+    )
