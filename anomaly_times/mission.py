@@ -138,7 +138,7 @@ class Mission(_Spec):
     def _known_zone(cls, name: str) -> str:
         try:
             ZoneInfo(name)
-        except (OSError, ValueError) as exc:
+        except (KeyError, OSError, ValueError) as exc:
             raise ValueError(f"{name[:64]!r} is no time zone; use an IANA name like Europe/Berlin") from exc
         return name
 

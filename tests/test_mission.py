@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from anomaly_times.mission import Mission
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "missions"
+
+
+def mission(**fields: object) -> Mission:
+    return Mission.model_validate({"name": "m", "promql": "up", **fields})
+
+
+def test_two_fields_are_enough() -> None:
+    made = mission()
+    assert (made.step, made.forecast.lookback, made.horizon) == (
+        timedelta(minutes=1),
+        timedelta(days=14),
+        timedelta(hours=2),
+    )
+    assert made.h == 120
+    assert made.forecast.model.type == "auto"
+
+
+def test_the_horizon_is_twice_the_cadence_unless_given() -> None:
+    assert mission(forecast={"every": "30m"}).horizon == timedelta(hours=1)
+    assert mission(forecast={"every": "30m", "horizon": "3h"}).horizon == timedelta(hours=3)
+
+
+def test_the_documents_form_is_understood() -> None:
+    made = mission(
+        step="5m",
+        season=["1d", "1w"],
+        forecast={"model": {"type": "lgbm", "lags": 48}, "interval_scale": [1, 2]},
+        detect={"direction": "above", "min_deviation": 3, "min_relative_deviation": "20%", "valid_range": [0, float("inf")]},
+    )
+    assert made.season == (timedelta(days=1), timedelta(days=7))
+    assert made.forecast.model.params == {"lags": 48}
+    assert made.forecast.interval_scale == (1, 2)
+    assert made.detect.min_deviation == (3, 3)
+    assert made.detect.min_relative_deviation == (0.2, 0.2)
+
+
+def test_a_season_can_be_found_given_or_denied() -> None:
+    assert mission().season is None
+    assert mission(season="auto").season is None
+    assert mission(season="none").season == ()
+    assert mission(season="1d").season == (timedelta(days=1),)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"name": "Checkout"}, "lower-case"),
+        ({"name": "-a"}, "lower-case"),
+        ({"name": "a" * 64}, "63"),
+        ({"promql": ""}, "at least 1"),
+        ({"step": "0s"}, "longer than zero"),
+        ({"step": "1y2x"}, "not a duration"),
+        ({"timezone": "Mars/Olympus"}, "time zone"),
+        ({"timezone": "../etc/passwd"}, "time zone"),
+        ({"labels": {"mission": "x"}}, "ours"),
+        ({"labels": {"a-b": "x"}}, "no label name"),
+        ({"colour": "red"}, "not permitted"),
+        ({"step": "1s", "forecast": {"every": "10m"}}, "does not fit"),
+        ({"step": "1h", "forecast": {"lookback": "1h"}}, "two steps"),
+        ({"step": "1h", "forecast": {"horizon": "5m"}}, "one step"),
+        ({"forecast": {"level": 100}}, "less than 100"),
+        ({"detect": {"valid_range": [1, 1]}}, "lowest"),
+        ({"detect": {"min_deviation": -1}}, "greater than or equal"),
+        ({"detect": {"direction": "up"}}, "'above'"),
+        ({"forecast": {"interval_scale": 0}}, "greater than 0"),
+    ],
+)
+def test_a_mission_that_makes_no_sense_says_why(fields: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        mission(**fields)
+    assert words in str(caught.value)
+
+
+def test_every_pass_works_up_to_the_last_complete_time() -> None:
+    now = datetime(2026, 3, 1, 12, 0, 29, tzinfo=UTC)
+    made = mission(offset="30s", forecast={"lookback": "1h"})
+    assert made.last_time(now) == datetime(2026, 3, 1, 11, 59, tzinfo=UTC)
+    assert made.last_time(now + timedelta(seconds=1)) == datetime(2026, 3, 1, 12, tzinfo=UTC)
+    history = made.history_grid(now)
+    assert (history.n, history.end) == (60, made.last_time(now))
+    assert made.detect_grid(now, timedelta(minutes=3)).n == 3
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_example_missions_are_missions(path: Path) -> None:
+    for document in yaml.safe_load_all(path.read_text()):
+        made = Mission.model_validate(document)
+        assert made.description
+        assert Mission.model_validate(made.model_dump()) == made

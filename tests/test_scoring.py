@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anomaly_times.mission import Detect
+from anomaly_times.panel import Forecast, Grid, Labels
+from anomaly_times.scoring import final_bounds, resolution, score, unseen_sides
+
+NAN = float("nan")
+INF = float("inf")
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def one_score(y: float, *, yhat: float = 10, lower: float = 5, upper: float = 20, **detect: object) -> float:
+    """The score of one value against one forecast."""
+    grid = Grid(NOON, timedelta(minutes=1), 1)
+    band = tuple(np.array([[float(x)]]) for x in (yhat, lower, upper))
+    found = score([Labels()], grid, np.array([[float(y)]]), band, Detect.model_validate(detect))  # type: ignore[arg-type]
+    return float(found.scores.score[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("y", "expected"),
+    [(10, 0), (20, 1), (5, 1), (15, 0.5), (7.5, 0.5), (30, 2), (0, 2), (1e9, 1000), (-1e9, 1000)],
+)
+def test_the_scale_is_distance_over_half_width_on_either_side(y: float, expected: float) -> None:
+    assert one_score(y) == expected
+
+
+@pytest.mark.parametrize(
+    ("y", "detect", "expected"),
+    [
+        # direction
+        (30, {"direction": "above"}, 2),
+        (0, {"direction": "above"}, 0),
+        (0, {"direction": "below"}, 2),
+        (30, {"direction": "below"}, 0),
+        (10, {"direction": "above"}, 0),
+        # deviations: a number for both sides, or [below, above]; where both kinds are set both must be exceeded
+        (30, {"min_deviation": 21}, 0),
+        (30, {"min_deviation": 20}, 2),
+        (30, {"min_deviation": [0, 21]}, 0),
+        (0, {"min_deviation": [0, 21]}, 2),
+        (0, {"min_deviation": [11, 0]}, 0),
+        (30, {"min_relative_deviation": "201%"}, 0),
+        (30, {"min_relative_deviation": 2.0}, 2),
+        (0, {"min_relative_deviation": [1.1, 0]}, 0),
+        (30, {"min_deviation": 1, "min_relative_deviation": 3}, 0),
+        (30, {"min_deviation": 21, "min_relative_deviation": 0.1}, 0),
+        # a value that cannot be beats every gate
+        (-1, {"valid_range": [0, INF]}, 1.01),
+        (-1, {"valid_range": [0, INF], "direction": "above"}, 1.01),
+        (-1, {"valid_range": [0, INF], "min_deviation": 1e6, "out_of_range_score": 5}, 5),
+        (101, {"valid_range": [0, 100]}, 1.01),
+        (100, {"valid_range": [0, 100]}, 9),
+        # no value
+        (NAN, {}, NAN),
+        (NAN, {"missing": "ignore"}, NAN),
+        (NAN, {"missing": "zero"}, 2),
+        (NAN, {"missing": "zero", "direction": "above"}, 0),
+        (NAN, {"missing": "zero", "valid_range": [1, INF]}, 1.01),
+        (NAN, {"missing": "anomaly"}, 2),
+        (NAN, {"missing": "anomaly", "direction": "above"}, 2),
+        (3, {"missing": "anomaly"}, 1.4),
+    ],
+)
+def test_the_gates(y: float, detect: dict[str, object], expected: float) -> None:
+    assert one_score(y, **detect) == pytest.approx(expected, nan_ok=True)
+
+
+def test_every_gate_that_settled_a_point_is_counted() -> None:
+    grid = Grid(NOON, timedelta(minutes=1), 6)
+    y = np.array([[0.0, 30, 12, -1, NAN, 30]])
+    band = (np.array([[10.0] * 5 + [NAN]]), np.array([[5.0] * 6]), np.array([[20.0] * 6]))
+    detect = Detect.model_validate(
+        {"direction": "above", "min_deviation": 5, "valid_range": [0, 100], "missing": "anomaly"}
+    )
+    found = score([Labels()], grid, y, band, detect)
+    np.testing.assert_array_equal(found.scores.score, [[0, 2, 0, 1.01, 2, NAN]])
+    assert found.gates == {"direction": 1, "min_deviation": 1, "out_of_range": 1, "missing": 1}
+    assert found.unforecast == 1
+
+
+def test_without_a_forecast_there_is_no_score_never_a_zero() -> None:
+    assert np.isnan(one_score(30, yhat=NAN))
+    assert np.isnan(one_score(NAN, yhat=NAN, missing="anomaly"))
+    assert np.isnan(one_score(NAN, yhat=NAN, missing="zero"))
+    assert np.isnan(one_score(-1, yhat=NAN, valid_range=[0, 1]))
+
+
+@given(
+    st.floats(-1e12, 1e12),
+    st.floats(-1e12, 1e12),
+    st.floats(0, 1e12),
+    st.floats(0, 1e12),
+    st.floats(0, 1e6),
+)
+def test_what_is_stored_reproduces_the_score(y: float, yhat: float, below: float, above: float, res: float) -> None:
+    bounds = finalised(yhat, yhat - below, yhat + above, res=res)
+    assert bounds[1] < bounds[0] < bounds[2]
+    got = one_score(y, yhat=bounds[0], lower=bounds[1], upper=bounds[2])
+    y9 = float(f"{y:.9g}")
+    width = (bounds[2] if y9 >= bounds[0] else bounds[1]) - bounds[0]
+    assert got == pytest.approx(min(1000, (y9 - bounds[0]) / width), rel=1e-8)
+
+
+def finalised(yhat: float, lower: float, upper: float, *, res: float = 0, **options: object) -> tuple[float, ...]:
+    """yhat, lower and upper of one point as they are stored."""
+    scale = options.pop("scale", (1.0, 1.0))
+    arrays = [np.array([[float(x)]]) for x in (yhat, lower, upper)]
+    raw = Forecast((Labels(),), Grid(NOON, timedelta(minutes=1), 1), NOON, *arrays)
+    detect = Detect.model_validate(options)
+    made = final_bounds(raw, detect, resolution=np.array([float(res)]), interval_scale=scale)  # type: ignore[arg-type]
+    return tuple(float(part[0, 0]) for part in (made.yhat, made.lower, made.upper))
+
+
+def test_half_widths_have_a_floor() -> None:
+    assert finalised(100, 100, 100) == (100, 99, 101)
+    assert finalised(100, 99.9, 103) == (100, 99, 103)
+    assert finalised(100, 100, 100, res=5) == (100, 95, 105)
+    assert finalised(0, 0, 0) == (0, -1e-9, 1e-9)
+
+
+def test_the_interval_scale_widens_each_side_after_the_floor() -> None:
+    assert finalised(100, 90, 110, scale=(2.0, 3.0)) == (100, 80, 130)
+    assert finalised(100, 100, 100, scale=(2.0, 0.5)) == (100, 98, 100.5)
+
+
+def test_the_forecast_is_clipped_into_the_valid_range_and_the_bounds_are_not() -> None:
+    assert finalised(-3, -8, 2, valid_range=[0, INF]) == (0, -8, 2)
+    assert finalised(-3, -8, -1, valid_range=[0, INF]) == (0, -8, 1e-9)
+
+
+def test_a_band_past_the_valid_range_is_reported() -> None:
+    arrays = [np.array([[x], [x + 50]]) for x in (10.0, -5.0, 25.0)]
+    labels = (Labels.of({"a": "1"}), Labels.of({"a": "2"}))
+    forecast = Forecast(labels, Grid(NOON, timedelta(minutes=1), 1), NOON, *arrays)
+    assert unseen_sides(forecast, Detect(valid_range=(0, 100))) == (1, 0)
+    assert unseen_sides(forecast, Detect(valid_range=(0, 70))) == (1, 1)
+    assert unseen_sides(forecast, Detect()) == (0, 0)
+
+
+@pytest.mark.parametrize("value", [1e300, -1e300, 1.7e308, 1e-300, 5e-324])
+def test_extreme_values_neither_warn_nor_overflow(value: float) -> None:
+    yhat, lower, upper = finalised(value, -1.7e308, 1.7e308)
+    assert lower < yhat < upper
+    assert np.isfinite([lower, yhat, upper]).all()
+    assert np.isfinite(one_score(-value, yhat=yhat, lower=lower, upper=upper))
+
+
+def test_the_resolution_is_the_smallest_step_between_values() -> None:
+    history = np.array(
+        [[3.0, 1, 1, NAN, 7], [0.1 + 0.2, 0.3, 0.7, 0.7, 0.3], [5, 5, 5, 5, 5], [NAN] * 5, [1, NAN, NAN, NAN, NAN]]
+    )
+    assert resolution(history) == pytest.approx([2, 0.4, 0, 0, 0])
