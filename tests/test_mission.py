@@ -37,7 +37,7 @@ def test_the_documents_form_is_understood() -> None:
         step="5m",
         season=["1d", "1w"],
         forecast={"model": {"type": "lgbm", "lags": 48}, "interval_scale": [1, 2]},
-        detect={"direction": "above", "min_deviation": 3, "min_relative_deviation": "20%", "valid_range": [0, float("inf")]},
+        detect={"direction": "above", "min_deviation": 3, "min_relative_deviation": "20%"},
     )
     assert made.season == (timedelta(days=1), timedelta(days=7))
     assert made.forecast.model.params == {"lags": 48}

@@ -43,7 +43,7 @@ def test_labels_survive_pickling_and_stay_labels() -> None:
 def test_a_grid_includes_both_ends() -> None:
     grid = Grid(NOON, MINUTE, 3)
     assert grid.end == NOON + 2 * MINUTE
-    assert grid.times().tolist() == [datetime(2026, 3, 1, 12, i) for i in range(3)]  # noqa: DTZ001
+    assert grid.times().tolist() == [datetime(2026, 3, 1, 12, i) for i in range(3)]
     assert grid.epoch_ms().tolist() == [int(NOON.timestamp()) * 1000 + 60_000 * i for i in range(3)]
     assert Grid.covering(NOON, NOON, MINUTE).n == 1
     assert Grid.covering(NOON + timedelta(seconds=1), NOON + timedelta(seconds=59), MINUTE).n == 0
@@ -68,7 +68,7 @@ def test_every_grid_is_aligned_and_contiguous(step_ms: int, at_ms: int, n: int) 
 @pytest.mark.parametrize(
     ("start", "step", "n"),
     [
-        (datetime(2026, 3, 1), MINUTE, 1),  # noqa: DTZ001
+        (datetime(2026, 3, 1), MINUTE, 1),
         (NOON + timedelta(seconds=1), MINUTE, 1),
         (NOON, timedelta(0), 1),
         (NOON, -MINUTE, 1),
