@@ -59,7 +59,7 @@ class Labels(tuple[tuple[str, str], ...]):
             # Without an escape every quote is a delimiter: five times faster than the pattern below.
             plain = [pair.partition('="') for pair in body[:-1].split('",')]
             if all(key and key.isidentifier() and '"' not in value for key, _, value in plain):
-                return cls.of(dict(_once(pairs + [(key, value) for key, _, value in plain], text)))
+                return cls.of(_once(pairs + [(key, value) for key, _, value in plain], text))
         at = 0
         while match := _PAIR.match(body, at):
             value = re.sub(r"\\(.)", lambda m: "\n" if m[1] == "n" else m[1], match[2], flags=re.DOTALL)
@@ -67,7 +67,7 @@ class Labels(tuple[tuple[str, str], ...]):
             at = match.end()
         if body[at:].strip():
             raise ValueError(f"{text[:200]!r} is no label set")
-        return cls.of(dict(_once(pairs, text)))
+        return cls.of(_once(pairs, text))
 
     def get(self, name: str, default: str = "") -> str:
         """The value of `name`, or `default`."""
@@ -85,10 +85,11 @@ class Labels(tuple[tuple[str, str], ...]):
         return f"Labels({self})"
 
 
-def _once(pairs: list[tuple[str, str]], text: str) -> list[tuple[str, str]]:
-    if len({name for name, _ in pairs}) < len(pairs):
+def _once(pairs: list[tuple[str, str]], text: str) -> dict[str, str]:
+    labels = dict(pairs)
+    if len(labels) < len(pairs):
         raise ValueError(f"{text[:200]!r} has a label twice")
-    return pairs
+    return labels
 
 
 @dataclass(frozen=True, slots=True)

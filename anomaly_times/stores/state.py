@@ -32,7 +32,16 @@ from anomaly_times.stores import Written
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["ForecastFiles", "first_line", "locked", "long_to_matrix", "read_results", "write_parquet"]
+__all__ = [
+    "ForecastFiles",
+    "first_line",
+    "locked",
+    "long_to_matrix",
+    "read_results",
+    "result_name",
+    "result_time",
+    "write_parquet",
+]
 
 _VALUES = ("yhat", "yhat_lower", "yhat_upper")
 _FILE = re.compile(r"(\d{4}-\d\d-\d\dT\d{6}\.\d{3})Z\.parquet")
@@ -68,7 +77,7 @@ class ForecastFiles:
             return Written()
         frame = frame.with_columns((pl.col("ds").max() + mission.detect.catch_up).alias("keep_until"))
         folder = self.root / mission.name
-        path = folder / _file_name(forecast.cutoff)
+        path = folder / result_name(forecast.cutoff)
         with locked(folder):
             new, stored = frame, None
             if path.exists():
@@ -126,7 +135,7 @@ class ForecastFiles:
         for folder in sorted(path for path in self.root.iterdir() if path.is_dir()):
             for path in folder.glob("*.parquet"):
                 try:
-                    if _cutoff(path) < now and self._reach_of(path)[1] < limit:
+                    if result_time(path) < now and self._reach_of(path)[1] < limit:
                         path.unlink(missing_ok=True)
                 except (StoreDataError, FileNotFoundError):
                     continue
@@ -137,7 +146,7 @@ class ForecastFiles:
             paths = sorted((self.root / mission).glob("*.parquet"))
         except OSError as exc:
             raise StoreUnavailableError(f"{self.root / mission} cannot be read: {exc.strerror}") from exc
-        return [(_cutoff(path), path) for path in paths if not path.name.startswith(".")]
+        return [(result_time(path), path) for path in paths if not path.name.startswith(".")]
 
     def _reach_of(self, path: Path) -> tuple[int, int]:
         """The last time that a file covers and the time until which it is kept, in epoch ms."""
@@ -275,13 +284,19 @@ def _time() -> pl.DataType:
     return pl.Datetime("ms", "UTC")
 
 
-def _file_name(cutoff: datetime) -> str:
+def result_name(at: datetime) -> str:
+    """The name of the file for this time: `2025-03-01T120000.000Z.parquet`."""
     # Without colons, so that it can be copied anywhere; fixed width, so that names sort by time.
-    text = cutoff.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds")
+    text = at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds")
     return f"{text.replace(':', '')}Z.parquet"
 
 
-def _cutoff(path: Path) -> datetime:
+def result_time(path: Path) -> datetime:
+    """The time that `result_name` put into a file's name.
+
+    Raises:
+        StoreDataError: the name is none of ours.
+    """
     match = _FILE.fullmatch(path.name)
     try:
         if match:
@@ -289,6 +304,6 @@ def _cutoff(path: Path) -> datetime:
     except ValueError:
         pass
     raise StoreDataError(
-        f"{path} is none of our files: a forecast is named like 2025-03-01T120000.000Z.parquet",
+        f"{path} is none of our files: they are named like 2025-03-01T120000.000Z.parquet",
         hint="move the file away",
     )
