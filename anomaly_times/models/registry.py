@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Protocol
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Protocol, cast
 
+from pydantic import ValidationError
+
+from anomaly_times.errors import MissingExtraError, ModelError
 from anomaly_times.mission import ModelSpec
 from anomaly_times.panel import Panel, Quantiles
 
 __all__ = ["Forecaster", "ModelInfo", "build_model", "list_models"]
+
+ENTRY_POINTS = "anomaly_times.models"
 
 
 class Forecaster(Protocol):
@@ -48,9 +57,35 @@ class ModelInfo:
     """Parameters of its own, with what each means."""
 
 
+Factory = Callable[..., Forecaster]
+"""`factory(*, season, timezone, **params)`; an optional attribute `info` holds its `ModelInfo`."""
+
+_BASELINE = "anomaly_times.models.baseline"
+_PROFILE = "anomaly_times.models.profile"
+_NIXTLA = "anomaly_times.models.nixtla"
+
+_BUILT_IN: dict[str, tuple[ModelInfo, str]] = {
+    info.name: (info, where)
+    for info, where in [
+        (ModelInfo("auto", "the best choice known for the data; today always `profile`"), f"{_PROFILE}:Profile"),
+        (ModelInfo("seasonal_naive", "the value one season ago: the yardstick"), f"{_BASELINE}:SeasonalNaive"),
+        (
+            ModelInfo("profile", "robust profile of hour, day and week, corrected by recent errors"),
+            f"{_PROFILE}:Profile",
+        ),
+        (ModelInfo("ets", "exponential smoothing, form chosen by AICc", "nixtla", True), f"{_NIXTLA}:ets"),
+        (ModelInfo("theta", "optimised Theta method", "nixtla", True), f"{_NIXTLA}:theta"),
+        (ModelInfo("mstl", "several seasons by LOESS, trend by ETS", "nixtla", True), f"{_NIXTLA}:mstl"),
+    ]
+}
+
+
 def list_models() -> list[ModelInfo]:
-    """All models that can be named, built-in ones first, then those of other packages."""
-    raise NotImplementedError
+    """All models that can be named, built-in ones first, then those of other packages by name.
+
+    A model of another package that cannot be loaded is listed all the same, with the reason as its summary.
+    """
+    return [info for info, _ in _BUILT_IN.values()] + [_describe(point) for point in _foreign()]
 
 
 def build_model(spec: ModelSpec, *, season: tuple[timedelta, ...] | None = None, timezone: str = "UTC") -> Forecaster:
@@ -62,7 +97,54 @@ def build_model(spec: ModelSpec, *, season: tuple[timedelta, ...] | None = None,
         timezone: IANA name; seasonal slots begin by its clock.
 
     Raises:
-        ModelError: unknown name or parameter (the nearest ones are offered).
+        ModelError: unknown name or parameter (the nearest ones are offered), a value that makes no sense, or a model
+            of another package that does not load.
         MissingExtraError: the model needs an optional part of the package.
     """
-    raise NotImplementedError
+    factory = _factory(spec.type)
+    accepted = inspect.signature(factory).parameters.values()
+    names = [p.name for p in accepted if p.kind is not p.VAR_KEYWORD and p.name not in ("season", "timezone")]
+    if not any(p.kind is p.VAR_KEYWORD for p in accepted):
+        for name in spec.params:
+            if name not in names:
+                raise ModelError(f"model {spec.type!r} has no parameter {name!r}", hint=_nearest(name, names))
+    try:
+        return factory(season=season, timezone=timezone, **spec.params)
+    except ValidationError as exc:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors(include_url=False))
+        raise ModelError(f"model {spec.type!r}: {wrong}", hint="`at models` lists the parameters") from exc
+    except ImportError as exc:
+        extra = next((info.extra for info in list_models() if info.name == spec.type), "")
+        raise MissingExtraError(f"model {spec.type!r} needs another package: {exc}", extra=extra) from exc
+    except (TypeError, ValueError) as exc:
+        raise ModelError(f"model {spec.type!r}: {exc}", hint="`at models` lists the parameters") from exc
+
+
+def _factory(name: str) -> Factory:
+    if name in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[name][1].partition(":")
+        return cast(Factory, getattr(import_module(module), attribute))
+    for point in _foreign():
+        if point.name == name:
+            try:
+                return cast(Factory, point.load())
+            except Exception as exc:
+                raise ModelError(f"model {name!r} of {point.value} does not load: {exc}") from exc
+    raise ModelError(f"there is no model {name!r}", hint=_nearest(name, [info.name for info in list_models()]))
+
+
+def _foreign() -> Iterator[EntryPoint]:
+    return (p for p in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name) if p.name not in _BUILT_IN)
+
+
+def _describe(point: EntryPoint) -> ModelInfo:
+    try:
+        info: Any = getattr(point.load(), "info", None)
+    except Exception as exc:  # noqa: BLE001 - one broken package must not hide the other models
+        return ModelInfo(point.name, f"does not load: {exc}")
+    return info if isinstance(info, ModelInfo) else ModelInfo(point.name, f"from {point.value.partition(':')[0]}")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known) or known
+    return f"known: {', '.join(near)}" if near else "it takes none"

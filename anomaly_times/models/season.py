@@ -1,0 +1,280 @@
+"""Seasons: where a time lies in the day and the week by a local clock, and whether a series follows them.
+
+Slots are counted in local time, so a profile keeps its place through the 23 or 25 hours of a day on which clocks
+change, and from grid times rather than positions, so a gap shifts nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import numpy.typing as npt
+
+from anomaly_times.durations import milliseconds
+from anomaly_times.panel import Floats, Grid, Panel
+
+__all__ = [
+    "Cycles",
+    "Season",
+    "blocks_of_rows",
+    "candidate_periods",
+    "find_seasons",
+    "fit_season",
+    "moving_level",
+    "rows_by_length",
+    "smoothed",
+]
+
+HOUR, DAY, WEEK = timedelta(hours=1), timedelta(days=1), timedelta(weeks=1)
+FEWEST_SLOTS = 4
+MOST_CYCLES = 32
+_BLOCK_VALUES = 1 << 18
+# Offsets from UTC change on quarter hours only, in every zone since 1972.
+_QUARTER = 900_000
+
+Ints = npt.NDArray[np.intp]
+
+
+def local_ms(grid: Grid, timezone: str) -> npt.NDArray[np.int64]:
+    """What a clock in `timezone` shows at every grid time, in milliseconds: int64[n]."""
+    utc = grid.epoch_ms()
+    if timezone == "UTC" or not grid.n:
+        return utc
+    zone = ZoneInfo(timezone)
+    quarters, where = np.unique(utc // _QUARTER, return_inverse=True)
+    offsets = [
+        (datetime.fromtimestamp(quarter * _QUARTER / 1000, UTC).astimezone(zone).utcoffset() or timedelta(0))
+        // timedelta(milliseconds=1)
+        for quarter in quarters.tolist()
+    ]
+    return utc + np.array(offsets, dtype=np.int64)[where]
+
+
+@dataclass(frozen=True)
+class Cycles:
+    """How a grid folds into cycles of one period, the last of which ends with the grid.
+
+    `columns[c, s]` is the column that holds slot `s` of cycle `c` (the grid's length where there is none), the newest
+    cycle last, 32 at most; `slot[t]` is the slot of a column, `ahead[k]` that of the `k`-th point after the grid.
+    """
+
+    period: timedelta
+    columns: Ints
+    slot: Ints
+    ahead: Ints
+
+    @classmethod
+    def of(cls, grid: Grid, h: int, period: timedelta, timezone: str) -> Cycles:
+        """The cycles of `grid`, and of the `h` points (at least 1) that follow it."""
+        clock = local_ms(Grid(grid.start, grid.step, grid.n + h), timezone)
+        period_ms = milliseconds(period)
+        since = clock - clock[grid.n]
+        slot = (since % period_ms) // grid.step_ms
+        cycle = since[: grid.n] // period_ms
+        n_cycles = min(MOST_CYCLES, -int(cycle.min())) if grid.n else 0
+        columns = np.full((n_cycles, -(-period_ms // grid.step_ms)), grid.n, dtype=np.intp)
+        recent = np.flatnonzero(cycle >= -n_cycles)
+        # Where clocks go back an hour comes twice: the later one stays.
+        columns[cycle[recent] + n_cycles, slot[recent]] = recent
+        return cls(period, columns, slot[: grid.n], slot[grid.n :])
+
+    def fold(self, x: Floats) -> Floats:
+        """`x` (float64[S, T]) by cycle and slot: float64[S, cycles, slots], NaN where there is nothing."""
+        padded = np.concatenate([x, np.full((len(x), 1), np.nan)], axis=1)
+        return padded.take(self.columns, axis=1)
+
+
+@dataclass(frozen=True)
+class Season:
+    """What one period explains of each series.
+
+    `profile` (float64[S, slots]) has a mean of zero and is shrunk by what it explained out of sample. `strength`
+    (float64[S]) is the share of the absolute error that it takes away in a cycle that it was not made from: 1 for a
+    perfect season, 0 or less for none; NaN with fewer than two cycles. `n` (float64[S]) counts the cycles.
+    """
+
+    cycles: Cycles
+    profile: Floats
+    strength: Floats
+    n: Floats
+
+
+def blocks_of_rows(n_series: int, n_points: int) -> list[slice]:
+    """Slices of rows such that one block of work stays in the processor's cache."""
+    rows = max(1, _BLOCK_VALUES // max(1, n_points))
+    return [slice(first, min(first + rows, n_series)) for first in range(0, n_series, rows)]
+
+
+def rows_by_length(y: Floats) -> list[tuple[int, Ints]]:
+    """Rows grouped by how far back their first point lies: `(columns, rows)`, columns halving.
+
+    A series that is two hours old in a panel of two weeks is then treated as a series of two hours. Rows without any
+    point are in no group.
+    """
+    n_points = y.shape[1]
+    there = np.isfinite(y)
+    age = np.where(there.any(axis=1), n_points - there.argmax(axis=1), 0)
+    groups = []
+    length, above = n_points, n_points + 1
+    while length:
+        members = np.flatnonzero((age < above) & (age > length // 2))
+        if members.size:
+            groups.append((length, members))
+        length, above = length // 2, length // 2 + 1
+    return groups
+
+
+def candidate_periods(grid: Grid, season: Sequence[timedelta] | None = None) -> list[timedelta]:
+    """The periods worth a look, shortest first: those given, else hour, day and week.
+
+    Only those that the grid covers twice, with at least four slots (two where the period was given).
+    """
+    fewest = FEWEST_SLOTS if season is None else 2
+    periods = (HOUR, DAY, WEEK) if season is None else season
+    return [p for p in sorted(set(periods)) if p >= fewest * grid.step and 2 * p <= grid.n * grid.step]
+
+
+def middle_mean(folded: Floats) -> tuple[Floats, Floats]:
+    """Mean of the middle half of the values along axis 1, gaps left out, and how many values there are.
+
+    The interquartile mean: a quarter of the cycles may be incidents, and it is less noisy than the median.
+    """
+    ordered = np.sort(folded, axis=1)
+    n = ordered.shape[1]
+    first = (n + 1) // 4
+    middle = ordered[:, first : n - first].mean(axis=1)
+    count = np.full(middle.shape, float(n))
+    gaps = np.isnan(ordered[:, -1])
+    if gaps.any():
+        some = np.moveaxis(ordered, 1, -1)[gaps]
+        there = n - np.isnan(some).sum(axis=-1)
+        cut = (there + 1) // 4
+        position = np.arange(n)
+        inside = (position >= cut[:, None]) & (position < (there - cut)[:, None])
+        total = np.where(inside, some, 0.0).sum(axis=-1)
+        middle[gaps] = np.where(there > 0, total / np.maximum(1, there - 2 * cut), np.nan)
+        count[gaps] = there
+    return middle, count
+
+
+def nan_median(x: Floats) -> Floats:
+    """Median along the last axis, NaN where there is nothing; many times faster than `nanmedian`."""
+    ordered = np.sort(x, axis=-1)
+    n = ordered.shape[-1]
+    if not np.isnan(ordered[..., -1]).any():
+        return 0.5 * ordered[..., (n - 1) // 2] + 0.5 * ordered[..., n // 2]
+    there = n - np.isnan(ordered).sum(axis=-1, keepdims=True)
+    lower = np.take_along_axis(ordered, np.maximum(0, (there - 1) // 2), axis=-1)
+    upper = np.take_along_axis(ordered, np.minimum(n - 1, there // 2), axis=-1)
+    return np.where(there > 0, 0.5 * lower + 0.5 * upper, np.nan)[..., 0]
+
+
+def window_mean(x: Floats, first: Ints, stop: Ints) -> Floats:
+    """Means over `x[:, first[i]:stop[i]]`, gaps left out; NaN where a window holds nothing: float64[S, len(first)]."""
+    there = ~np.isnan(x)
+    total = np.zeros((len(x), x.shape[1] + 1))
+    np.cumsum(np.where(there, x, 0.0), axis=1, out=total[:, 1:])
+    if there.all():
+        return np.asarray((total[:, stop] - total[:, first]) / np.maximum(1, stop - first))
+    count = np.zeros(total.shape, dtype=np.int32)
+    np.cumsum(there, axis=1, out=count[:, 1:])
+    inside = count[:, stop] - count[:, first]
+    return np.where(inside > 0, (total[:, stop] - total[:, first]) / np.maximum(1, inside), np.nan)
+
+
+def block_medians(x: Floats, width: int) -> Floats:
+    """Medians of blocks of `width` columns, the last of which ends with `x`; a rest at the front joins no block."""
+    n = max(1, x.shape[1] // width)
+    width = min(width, x.shape[1])
+    return nan_median(x[:, x.shape[1] - n * width :].reshape(len(x), n, width))
+
+
+def moving_level(x: Floats, window: int) -> Floats:
+    """The level around each point: a centred mean over `window` columns of block medians, flat at both ends.
+
+    Block medians keep short spikes out of it. Float64[S, T], NaN where a whole window is empty.
+    """
+    n_points = x.shape[1]
+    width = max(3, window // 24)
+    medians = block_medians(x, width)
+    n_blocks = medians.shape[1]
+    reach = min(n_blocks, max(1, round(window / width)))
+    first = np.clip(np.arange(n_blocks) - reach // 2, 0, n_blocks - reach)
+    level = window_mean(medians, first, first + reach)
+    block = np.maximum(0, (np.arange(n_points) - n_points) // width + n_blocks)
+    return level[:, block]
+
+
+def smoothed(x: Floats, width: int) -> Floats:
+    """Centred mean over `width` columns, shorter at both ends; gaps stay gaps."""
+    if width <= 1:
+        return x
+    at = np.arange(x.shape[1])
+    mean = window_mean(x, np.maximum(0, at - (width - 1) // 2), np.minimum(x.shape[1], at + width // 2 + 1))
+    return np.where(np.isnan(x), np.nan, mean)
+
+
+def fit_season(y: Floats, cycles: Cycles, step: timedelta) -> Season:
+    """The profile of `y` (float64[S, T], NaN for gaps) by slot, and how far it can be trusted."""
+    window = max(1, round(cycles.period / step))
+    x = y - moving_level(y, window)
+    if cycles.period > DAY:
+        # Few cycles: neighbours within an hour help each other.
+        x = smoothed(x, max(1, HOUR // step))
+    folded = cycles.fold(x)
+    middle, count = middle_mean(folded)
+    residual = folded - middle[:, None, :]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Leaving a cycle out of a mean of n makes its residual n / (n − 1) times as large.
+        residual *= (count / (count - 1))[:, None, :]
+        valid = np.isfinite(residual)
+        if not valid.all():
+            residual[~valid] = 0.0
+            folded[~valid] = 0.0
+        # Judged cycle by cycle and then by the median cycle, so that a day with an incident has no say.
+        left = np.abs(residual).sum(axis=2) / np.abs(folded).sum(axis=2)
+        predicted = folded - residual
+        slope = np.einsum("scm,scm->sc", folded, predicted) / np.einsum("scm,scm->sc", predicted, predicted)
+    enough = valid.mean(axis=2) >= 0.5
+    n = enough.sum(axis=1).astype(np.float64)
+    strength = np.where(n >= 2, 1.0 - nan_median(np.where(enough, left, np.nan)), np.nan)
+    weight = np.clip(nan_median(np.where(enough, slope, np.nan)), 0.0, 1.0)
+    profile = np.where(np.isfinite(middle) & (count >= 2), middle, 0.0)
+    profile -= profile.mean(axis=1, keepdims=True)
+    profile *= np.nan_to_num(weight)[:, None]
+    return Season(cycles, profile, strength, n)
+
+
+def believed(season: Season) -> npt.NDArray[np.bool_]:
+    """Which series follow the period beyond what chance would give: bool[S].
+
+    The limits let through about one random walk in twenty, whose slow swings look alike in a few cycles by chance.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # Two cycles are judged by their difference, harsher than by the middle of three or more.
+        return season.strength > np.where(season.n < 3, 0.1, 0.02 + 0.6 / season.n)
+
+
+def find_seasons(history: Panel, *, timezone: str = "UTC") -> list[tuple[int, ...]]:
+    """For each series the periods that it follows, in steps, shortest first; empty where it follows none.
+
+    Hour, day and week are tried; each must explain a cycle that it was not made from, on top of the shorter ones.
+    """
+    found: list[list[int]] = [[] for _ in history.labels]
+    periods = [
+        (max(1, round(period / history.grid.step)), Cycles.of(history.grid, 1, period, timezone))
+        for period in candidate_periods(history.grid)
+    ]
+    for rows in blocks_of_rows(history.n_series, history.grid.n):
+        rest = history.y[rows]
+        for steps, cycles in periods:
+            season = fit_season(rest, cycles, history.grid.step)
+            follows = believed(season)
+            for i in np.flatnonzero(follows):
+                found[rows.start + i].append(steps)
+            rest = rest - np.where(follows[:, None], season.profile, 0.0)[:, cycles.slot]
+    return [tuple(row) for row in found]
