@@ -1,10 +1,13 @@
-"""What tests of missions and of models need: a store in memory."""
+"""What tests of missions and of models need: a store in memory, and the contract that every model keeps."""
+
+# ruff: noqa: S101 - the contract speaks by assertions, like any test
 
 from __future__ import annotations
 
+import pickle
 import threading
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self
 
@@ -12,10 +15,11 @@ import numpy as np
 
 from anomaly_times.errors import AnomalyTimesError, NoSeriesError, QueryError
 from anomaly_times.mission import Mission
-from anomaly_times.panel import Floats, Forecast, Grid, Labels, Panel, Scores
+from anomaly_times.models import Forecaster
+from anomaly_times.panel import Floats, Forecast, Grid, Labels, Panel, Quantiles, Scores
 from anomaly_times.stores import Written
 
-__all__ = ["MemoryStore"]
+__all__ = ["CONTRACT", "MemoryStore", "model_contract", "panel_of"]
 
 
 class MemoryStore:
@@ -150,3 +154,141 @@ def _resample(have: Grid, values: Floats, want: Grid) -> Floats:
     there = (offset % have.step_ms == 0) & (column >= 0) & (column < have.n)
     out[..., there] = values[..., column[there]]
     return out
+
+
+LEVELS = (0.0005, 0.1, 0.5, 0.9, 0.9995)
+"""The quantiles that the contract asks for: those of a 99.9 % interval, a mild pair, and the median."""
+
+
+def panel_of(y: Floats, *, step: timedelta = timedelta(hours=1), start: datetime | None = None) -> Panel:
+    """A panel of the rows of `y` (float64[S, T]) with made-up labels, from Monday 2026-01-05 00:00 UTC by default."""
+    labels = tuple(Labels.of({"series": f"{i:06d}"}) for i in range(len(y)))
+    return Panel(labels, Grid(start or datetime(2026, 1, 5, tzinfo=UTC), step, y.shape[1]), y.astype(np.float64))
+
+
+def model_contract(build: Callable[[], Forecaster], *, rows_independent: bool = True) -> None:
+    """Run every case of `CONTRACT` against a model; an AssertionError names the promise that it breaks.
+
+    Args:
+        build: makes the model, without arguments.
+        rows_independent: `False` for a model that learns across the rows of a panel.
+    """
+    for case in CONTRACT:
+        if rows_independent or case is not a_row_alone_is_as_in_a_panel:
+            case(build())
+
+
+def _ask(model: Forecaster, history: Panel, h: int = 30) -> Quantiles:
+    """A forecast, with what holds for all of them checked."""
+    answer = model.forecast(history, h=h, quantiles=LEVELS)
+    assert answer.labels == history.labels, "rows must stay in the order of the history"
+    assert answer.grid == history.grid.following(h), "the forecast must follow the history"
+    assert answer.levels == LEVELS
+    seen = np.isfinite(history.y).any(axis=1)
+    assert np.isfinite(answer.values[seen]).all(), "a series with a point must get finite quantiles"
+    assert np.isnan(answer.values[~seen]).all(), "a series without a point must get NaN"
+    assert (np.diff(answer.values[seen], axis=2) >= 0).all(), "quantiles must not fall"
+    return answer
+
+
+def _daily(days: int = 8, noise: float = 0.1) -> Floats:
+    """Three series of hourly points with a daily rhythm."""
+    random = np.random.default_rng(7)
+    hour = np.arange(24 * days)
+    wave = np.sin(2 * np.pi * hour / 24)
+    return np.stack([10 + 5 * wave, 100 - 30 * wave, 3 + np.abs(wave)]) + noise * random.standard_normal((3, 24 * days))
+
+
+def quantiles_are_ordered_and_follow_the_history(model: Forecaster) -> None:
+    """The grid, the rows, the levels, finite values that do not fall."""
+    _ask(model, panel_of(_daily()))
+    _ask(model, panel_of(_daily()), h=1)
+
+
+def a_gap_never_shifts_a_phase(model: Forecaster) -> None:
+    """With seven hours cut out of the middle, the forecast peaks at the same hours."""
+    y = _daily(noise=0.0)
+    full = _ask(model, panel_of(y), h=24).at(0.5)
+    y[:, 80:87] = np.nan
+    gappy = _ask(model, panel_of(y), h=24).at(0.5)
+    swing = np.ptp(full, axis=1, keepdims=True)
+    assert (np.abs(gappy - full) < 0.15 * np.maximum(swing, 0.1)).all(), "a gap must not shift the season"
+
+
+def a_constant_series_stays_constant(model: Forecaster) -> None:
+    """Constants, zero among them, are forecast as they are."""
+    level = np.array([[0.0], [1.0], [-3.5], [1e9]])
+    answer = _ask(model, panel_of(np.repeat(level, 100, axis=1)))
+    np.testing.assert_allclose(answer.at(0.5), np.repeat(level, 30, axis=1), rtol=1e-6, atol=1e-6)
+
+
+def one_point_is_enough(model: Forecaster) -> None:
+    """A single point, at either end, in a panel of one column or of many."""
+    _ask(model, panel_of(np.array([[42.0]])))
+    y = np.full((3, 60), np.nan)
+    y[0, 0], y[1, -1], y[2, 30:32] = 1.0, 2.0, 3.0
+    _ask(model, panel_of(y))
+
+
+def a_series_without_a_point_gets_nan(model: Forecaster) -> None:
+    """All-NaN rows, alone and among others."""
+    y = _daily()
+    y[1] = np.nan
+    _ask(model, panel_of(y))
+    _ask(model, panel_of(np.full((2, 50), np.nan)))
+
+
+def an_empty_panel_is_answered(model: Forecaster) -> None:
+    """No rows in, no rows out."""
+    assert _ask(model, panel_of(np.empty((0, 50)))).values.shape == (0, 30, len(LEVELS))
+
+
+def huge_and_tiny_values_are_survived(model: Forecaster) -> None:
+    """Values near the ends of what a double holds, steady and as a single spike."""
+    y = np.concatenate([_daily() * 1e298, _daily() * 1e-300, _daily()])
+    y[6, 50] = 1e300
+    y[7, 60] = -1e300
+    y[8, -1] = 1e300
+    _ask(model, panel_of(y))
+    _ask(model, panel_of(np.tile([1e300, -1e300], (1, 60))))
+
+
+def the_same_history_gives_the_same_forecast(model: Forecaster) -> None:
+    """Deterministic, and the history is left as it was."""
+    history = panel_of(_daily())
+    before = history.y.copy()
+    first, second = _ask(model, history), _ask(model, history)
+    np.testing.assert_array_equal(first.values, second.values)
+    np.testing.assert_array_equal(history.y, before)
+
+
+def a_model_can_be_pickled(model: Forecaster) -> None:
+    """It travels to other processes and forecasts the same there."""
+    history = panel_of(_daily())
+    twin = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(_ask(twin, history).values, _ask(model, history).values)
+
+
+def a_row_alone_is_as_in_a_panel(model: Forecaster) -> None:
+    """What else is in the panel has no say in a row's forecast."""
+    y = _daily()
+    y[1, 40:60] = np.nan
+    together = _ask(model, panel_of(y)).values
+    for i in range(len(y)):
+        alone = _ask(model, panel_of(y).rows([i])).values
+        np.testing.assert_allclose(alone[0], together[i], rtol=1e-9)
+
+
+CONTRACT: tuple[Callable[[Forecaster], None], ...] = (
+    quantiles_are_ordered_and_follow_the_history,
+    a_gap_never_shifts_a_phase,
+    a_constant_series_stays_constant,
+    one_point_is_enough,
+    a_series_without_a_point_gets_nan,
+    an_empty_panel_is_answered,
+    huge_and_tiny_values_are_survived,
+    the_same_history_gives_the_same_forecast,
+    a_model_can_be_pickled,
+    a_row_alone_is_as_in_a_panel,
+)
+"""What every model promises, one function a promise; each takes the model."""

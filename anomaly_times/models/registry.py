@@ -73,9 +73,27 @@ _BUILT_IN: dict[str, tuple[ModelInfo, str]] = {
             ModelInfo("profile", "robust profile of hour, day and week, corrected by recent errors"),
             f"{_PROFILE}:Profile",
         ),
-        (ModelInfo("ets", "exponential smoothing, form chosen by AICc", "nixtla", True), f"{_NIXTLA}:ets"),
-        (ModelInfo("theta", "optimised Theta method", "nixtla", True), f"{_NIXTLA}:theta"),
-        (ModelInfo("mstl", "several seasons by LOESS, trend by ETS", "nixtla", True), f"{_NIXTLA}:mstl"),
+        (
+            ModelInfo(
+                "ets",
+                "exponential smoothing, its form chosen by AICc",
+                "nixtla",
+                slow=True,
+                params={"model": "error, trend, season as AutoETS spells them; ZZN by default"},
+            ),
+            f"{_NIXTLA}:ets",
+        ),
+        (
+            ModelInfo(
+                "theta",
+                "the Theta method",
+                "nixtla",
+                slow=True,
+                params={"model": "Theta, OptimizedTheta (default), DynamicTheta, DynamicOptimizedTheta or AutoTheta"},
+            ),
+            f"{_NIXTLA}:theta",
+        ),
+        (ModelInfo("mstl", "several seasons by LOESS, the rest by ETS", "nixtla", slow=True), f"{_NIXTLA}:mstl"),
     ]
 }
 
