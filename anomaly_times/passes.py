@@ -264,9 +264,10 @@ def _unscored(batch: Sequence[Mission], store: Store, *, now: datetime) -> tuple
         scored |= store.read_scores(silent, wide)
         grids |= {mission.name: wide for mission in silent}
     for name, panel in scored.items():
-        # Where every series is scored up to some time, what lies before need not be read again.
-        done = _newest(panel.y)
-        grids[name] = grids[name][int(done.min()) + 1 :]
+        # A series that is late has no score in the window, or an old one: the whole window is read for its sake,
+        # unless all that is known of the mission is scored to the end.
+        if (_newest(panel.y) == panel.grid.n - 1).all():
+            grids[name] = grids[name][grids[name].n :]
     return grids, scored
 
 
@@ -286,6 +287,7 @@ def _detect(item: _Work, grid: Grid, store: Store) -> DetectResult:
             raise
         panel = Panel((), grid, np.empty((0, grid.n)))
     written = mission.written_labels(panel.labels)
+    warnings = _detect_warnings(written, forecast)
     rows = {row: i for i, row in enumerate(forecast.labels)} if forecast is not None else {}
     if forecast is not None and mission.detect.missing != "ignore":
         panel, written = _with_vanished(mission, panel, written, forecast)
@@ -306,7 +308,7 @@ def _detect(item: _Work, grid: Grid, store: Store) -> DetectResult:
     return DetectResult(
         mission,
         scores,
-        warnings=_detect_warnings(panel, forecast, known_series=int((~np.isnan(bands[0])).any(axis=1).sum())),
+        warnings=warnings,
         gates=found.gates,
         unforecast=found.unforecast,
     )
@@ -333,14 +335,14 @@ def _blank_scored(score: Floats, grid: Grid, written: Sequence[Labels], scored: 
     return np.where(np.arange(grid.n) <= before[:, None], np.nan, score)
 
 
-def _detect_warnings(panel: Panel, forecast: Forecast | None, *, known_series: int) -> tuple[str, ...]:
+def _detect_warnings(written: Sequence[Labels], forecast: Forecast | None) -> tuple[str, ...]:
     if forecast is None:
         return ("no forecast is stored for these times: a forecast run comes first",)
-    if not panel.n_series:
+    if not written:
         return ("the query matches nothing now: its series are gone",)
-    if known_series < panel.n_series:
-        return (f"{panel.n_series - known_series} of {panel.n_series} series have no forecast yet",)
-    return ()
+    expected = set(forecast.labels)
+    unknown = sum(row not in expected for row in written)
+    return (f"{unknown} of {len(written)} series have no forecast yet",) if unknown else ()
 
 
 def write_forecasts(
