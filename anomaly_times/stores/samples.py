@@ -46,6 +46,13 @@ class Samples:
         """The series of `rows`; views, not copies."""
         return replace(self, labels=self.labels[rows], values=self.values[rows])
 
+    def where(self, keep: npt.NDArray[np.bool_]) -> Samples:
+        """The series where `keep`, bool[S], is true."""
+        if keep.all():
+            return self
+        rows = np.flatnonzero(keep).tolist()
+        return replace(self, labels=[self.labels[i] for i in rows], values=self.values[rows])
+
     def cuts(self, row_bytes: Sequence[int], *, per_sample: int) -> Iterator[slice]:
         """Rows that fit into one request each, in order; rows without anything finite may be in none.
 

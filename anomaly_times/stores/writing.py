@@ -1,0 +1,335 @@
+"""How forecasts and scores become samples on a server: labels, times, what is left out, and whether they arrived.
+
+A forecast for grid time *t*, *k* steps after its cutoff, is written at *t* − *k* ms (`conventions.lead_ms`), and a
+(mission, cutoff) that is complete is never written again: a server that keeps every sample would show either value.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
+
+from anomaly_times.conventions import FORECAST_METRICS, LABEL_MISSION, LOWER, PRED, SCORE, UPPER, lead_ms
+from anomaly_times.durations import EPOCH, format_duration, milliseconds
+from anomaly_times.errors import MissionError, StoreError, UsageError
+from anomaly_times.mission import Mission
+from anomaly_times.panel import Forecast, Grid, Labels, Scores
+from anomaly_times.settings import WriteMode
+from anomaly_times.stores import Written, remote_write, vm_import
+from anomaly_times.stores.http import RefusedError
+from anomaly_times.stores.samples import Samples
+from anomaly_times.stores.state import ForecastFiles
+
+if TYPE_CHECKING:
+    from anomaly_times.stores.prometheus import PrometheusStore
+
+__all__ = ["FARTHEST_AHEAD", "MAX_LABELS", "send", "uncached", "write_forecasts", "write_scores"]
+
+FARTHEST_AHEAD = timedelta(hours=47)
+"""VictoriaMetrics drops what lies more than two days ahead, with a 204; an hour is for clocks and delays."""
+MAX_LABELS = 30
+"""`-maxLabelsPerTimeseries` of VictoriaMetrics, `__name__` included; it cuts labels beyond off, with a 204."""
+MAX_NAME, MAX_VALUE = 256, 4096
+"""Bytes of a label's name and value: VictoriaMetrics cuts or drops what is longer, by version."""
+
+_RECENT = timedelta(hours=12)
+_COUNTER_DELAY = 1.5
+_VISIBLE_AFTER = 5.0
+
+
+def write_forecasts(store: PrometheusStore, items: Sequence[tuple[Mission, Forecast]]) -> Written:
+    """Store forecasts: ahead on the server, or as files in `store.state` where detection writes them.
+
+    All is checked before anything is sent. Points without a finite forecast and bounds are left out.
+
+    Raises:
+        MissionError: two series would be written as one, a limit of the server would be passed, or the mission wants
+            `ahead` of a server that may not hold the future.
+        StoreError: the server is away, refuses, or dropped what it accepted; a rerun writes what is missing.
+        ValueError: a forecast without a cutoff.
+    """
+    ahead, later = [], []
+    for mission, forecast in items:
+        labels = _checked_labels(store, mission, forecast.labels)
+        if store.writes_ahead(mission):
+            ahead.append((mission, _forecast_samples(store, mission, labels, forecast)))
+        else:
+            later.append((mission, forecast))
+
+    written = Written()
+    if later:
+        files = ForecastFiles(store.state)
+        for mission, forecast in later:
+            written += files.write(mission, forecast)
+        # By the clock of the forecasts, so that a pass over the past keeps what it needs.
+        files.prune(min(forecast.cutoff for _, forecast in later if forecast.cutoff))
+    blocks = []
+    for mission, samples in ahead:
+        missing, skipped = _without_stored(store, mission, samples)
+        written += Written(skipped=skipped)
+        blocks.append(missing)
+    return written + send(store, blocks)
+
+
+def write_scores(store: PrometheusStore, items: Sequence[tuple[Mission, Scores]]) -> Written:
+    """Store scores at the times of their grids; NaN is left out.
+
+    Where forecasts are not written ahead, the forecast and its bounds go beside each score, and only points past the
+    newest stored score of their series: a plain Prometheus refuses a whole request for one older sample.
+
+    Raises:
+        MissionError: two series would be written as one, or a limit of the server would be passed.
+        StoreError: the server is away, refuses, or dropped what it accepted.
+    """
+    checked = [
+        (mission, replace(scores, labels=_checked_labels(store, mission, scores.labels))) for mission, scores in items
+    ]
+    beside = [(mission, scores) for mission, scores in checked if not store.writes_ahead(mission)]
+    newest = _newest_scores(store, beside)
+    ignored = store.source.ignore_labels
+    blocks, skipped = [], 0
+    for mission, scores in checked:
+        if store.writes_ahead(mission):
+            blocks.append(Samples((SCORE,), scores.labels, scores.grid.epoch_ms(), scores.score[:, None, :]))
+            continue
+        values = np.stack([scores.score, scores.yhat, scores.lower, scores.upper], axis=1)
+        stored = np.array(
+            [newest.get((mission.name, row.without(ignored)), -1) for row in scores.labels], dtype=np.int64
+        )
+        scored = np.isfinite(scores.score)
+        fresh = scored & (scores.grid.epoch_ms() > stored[:, None])
+        skipped += int((scored.any(axis=1) & ~fresh.any(axis=1)).sum())
+        values[~np.broadcast_to(fresh[:, None, :], values.shape)] = np.nan
+        blocks.append(Samples((SCORE, PRED, LOWER, UPPER), scores.labels, scores.grid.epoch_ms(), values))
+    return send(store, blocks) + Written(skipped=skipped)
+
+
+def send(store: PrometheusStore, blocks: Sequence[Samples]) -> Written:
+    """Send samples by the source's protocol, and find out whether the server kept them where it tells.
+
+    Raises:
+        UsageError: the source has no URL to write to.
+        StoreError: the server is away, refuses, or counts rows that it dropped and does not have ours.
+    """
+    finite = [np.isfinite(block.values) for block in blocks]
+    written = Written(
+        samples=sum(int(mask.sum()) for mask in finite), series=sum(int(mask.any(axis=2).sum()) for mask in finite)
+    )
+    if not written.samples:
+        return written
+    source = store.source
+    if not source.write_url:
+        raise UsageError(f"the source {store.name} can only be read", hint="set `write` of the source")
+    encoder = vm_import if source.protocol == "vm_import" else remote_write
+    dropped = _dropped_rows(store)
+    for body in encoder.encode(blocks):
+        try:
+            store.client.request("POST", source.write_url, content=body, headers=encoder.HEADERS)
+        except RefusedError as exc:
+            raise _explained(exc) from exc
+    if dropped is not None:
+        _check_kept(store, blocks, dropped)
+    return written
+
+
+def _checked_labels(store: PrometheusStore, mission: Mission, source: Sequence[Labels]) -> tuple[Labels, ...]:
+    """The labels to write under.
+
+    Raises:
+        MissionError: two would be equal, or VictoriaMetrics would cut one short without a word.
+    """
+    written = mission.written_labels(source)
+    if len(set(written)) < len(written):
+        first: dict[Labels, Labels] = {}
+        for row, was in zip(written, source, strict=True):
+            if row in first:
+                raise MissionError(
+                    f"the results of {first[row]} and {was} would be one series, {row}",
+                    hint=f"rename the labels of mission {mission.name}, or tell the series apart in its query",
+                )
+            first[row] = was
+    if store.is_victoria_metrics:
+        for row in written:
+            if len(row) >= MAX_LABELS or not all(_fits(*pair) for pair in row):
+                raise MissionError(
+                    f"{row} has {len(row) + 1} labels or a very long one; VictoriaMetrics keeps {MAX_LABELS} a series, "
+                    f"values up to {MAX_VALUE:,} bytes and names up to {MAX_NAME}, and cuts the rest off silently",
+                    hint=f"aggregate in the query of mission {mission.name}, e.g. `sum by (service) (…)`",
+                )
+    return written
+
+
+# The same few names and values come with every series, minute after minute.
+@lru_cache(maxsize=50_000)
+def _fits(name: str, value: str) -> bool:
+    return len(name.encode()) <= MAX_NAME and len(value.encode()) <= MAX_VALUE
+
+
+def _forecast_samples(
+    store: PrometheusStore, mission: Mission, labels: Sequence[Labels], forecast: Forecast
+) -> Samples:
+    """`forecast` at its times less a millisecond for each step of lead; a series without any point is left out."""
+    if not store.is_victoria_metrics and store.source.write_mode is not WriteMode.AHEAD:
+        raise MissionError(
+            f"mission {mission.name} wants to write ahead, and {store.name} is no VictoriaMetrics: "
+            "samples from the future make Prometheus refuse the present of all metrics",
+            hint="set `write: at_detection`; or `write_mode: ahead` of the source if it can hold the future",
+        )
+    if forecast.cutoff is None:
+        raise ValueError("a forecast without a cutoff cannot be written")
+    if forecast.grid.end - forecast.cutoff > FARTHEST_AHEAD:
+        reach = format_duration(forecast.grid.end - forecast.cutoff)
+        raise MissionError(
+            f"mission {mission.name} forecasts {reach} ahead; VictoriaMetrics drops what lies more than two days ahead",
+            hint=f"set `horizon` to {format_duration(FARTHEST_AHEAD)} or less, or `write: at_detection`",
+        )
+    step, first = forecast.grid.step, (forecast.grid.start - forecast.cutoff) // forecast.grid.step
+    leads = np.array([lead_ms(first + i, step) for i in range(forecast.grid.n)], dtype=np.int64)
+    values = np.stack([forecast.yhat, forecast.lower, forecast.upper], axis=1)
+    values[~np.broadcast_to(np.isfinite(values).all(axis=1, keepdims=True), values.shape)] = np.nan
+    samples = Samples(FORECAST_METRICS, labels, forecast.grid.epoch_ms() - leads, values)
+    return samples.where(np.any(np.isfinite(values[:, 0]), axis=1))
+
+
+def _without_stored(store: PrometheusStore, mission: Mission, samples: Samples) -> tuple[Samples, int]:
+    """`samples` less the metrics of series that the store has, and how many those are.
+
+    A series that was cut off in the middle has its first sample and lacks its last, or the other way round: what has
+    both is complete. Each cutoff has timestamps of its own, so another forecast is never taken for this one.
+    """
+    if not samples.labels:
+        return samples, 0
+    finite = np.isfinite(samples.values[:, 0])
+    ends = (finite.argmax(axis=1), finite.shape[1] - 1 - finite[:, ::-1].argmax(axis=1))
+    ignored = ("__name__", *store.source.ignore_labels)
+    keys = [row.without(ignored) for row in samples.labels]
+    query = f'{{__name__=~"{uncached(*FORECAST_METRICS)}",{LABEL_MISSION}="{mission.name}"}}[1ms]'
+    stored = np.ones((len(keys), len(samples.metrics)), dtype=np.bool_)
+    # The last sample first: mostly nothing is there, and the first needs no look.
+    for column in np.unique(np.concatenate(ends))[::-1]:
+        of_column = (ends[0] == column) | (ends[1] == column)
+        if not stored[of_column].any():
+            continue
+        at = EPOCH + timedelta(milliseconds=int(samples.timestamps[column]))
+        answer = store.query(query, at, url=store.source.readback_url)
+        found = {(labels.get("__name__"), labels.without(ignored)) for labels, _ in answer}
+        for i in np.flatnonzero(of_column):
+            for m, metric in enumerate(samples.metrics):
+                stored[i, m] &= (metric, keys[i]) in found
+    missing = replace(samples, values=np.where(stored[:, :, None], np.nan, samples.values))
+    return missing.where(~np.all(stored, axis=1)), int(stored.sum())
+
+
+def uncached(*names: str) -> str:
+    """A regular expression for these metric names that no query had before.
+
+    VictoriaMetrics remembers for ten seconds which series a selector matches, new ones or not (measured).
+    """
+    return "|".join((*names, f"at-{secrets.token_hex(4)}"))
+
+
+def _newest_scores(store: PrometheusStore, items: Sequence[tuple[Mission, Scores]]) -> dict[tuple[str, Labels], int]:
+    """By mission and label set, the time of the newest score in the store, in ms since the epoch."""
+    by_grid: dict[Grid, list[Mission]] = {}
+    for mission, scores in items:
+        if scores.grid.n:
+            # Past the end too: a detection that was late meets the scores of the next one.
+            by_grid.setdefault(
+                Grid.covering(scores.grid.start, scores.grid.end + mission.detect.catch_up, scores.grid.step), []
+            ).append(mission)
+    newest: dict[tuple[str, Labels], int] = {}
+    for grid, missions in by_grid.items():
+        times = grid.epoch_ms()
+        for name, panel in store.read_scores(missions, grid).items():
+            last = panel.grid.n - 1 - np.isfinite(panel.y)[:, ::-1].argmax(axis=1)
+            newest |= {(name, row): int(times[column]) for row, column in zip(panel.labels, last, strict=True)}
+    return newest
+
+
+def _explained(exc: RefusedError) -> StoreError:
+    """What a refused write means, for the reasons that are known."""
+    if re.search(r"out.of.order|out of bounds|duplicate sample|too old", exc.text, re.IGNORECASE):
+        return StoreError(
+            f"{exc.message}; nothing of this request was stored",
+            hint="the server has newer samples of these series: does another process write them, or is `write: ahead` "
+            "set for a server that cannot hold the future?",
+        )
+    if exc.status in (404, 405):
+        return StoreError(
+            exc.message,
+            hint="check `write` of the source; Prometheus takes writes with --web.enable-remote-write-receiver",
+        )
+    return exc
+
+
+def _dropped_rows(store: PrometheusStore) -> dict[str, float] | None:
+    """Rows that VictoriaMetrics accepted and dropped since it started, by reason; `None` where it does not tell."""
+    if not store.is_victoria_metrics:
+        return None
+    parts = urlsplit(store.source.write_url)
+    url = urlunsplit((parts.scheme, parts.netloc, "/metrics", "", ""))
+    try:
+        page = store.client.request("GET", url, retry=False, deadline=5.0).decode(errors="replace")
+    except StoreError:
+        # Metrics of the server itself are often closed to its users; then a 204 is all there is.
+        return None
+    counters = re.findall(r"^vm_rows_(?:ignored|invalid)_total\{\w+=\"([^\"]*)\"\} (\S+)$", page, re.MULTILINE)
+    return {reason: float(count) for reason, count in counters} or None
+
+
+def _check_kept(store: PrometheusStore, blocks: Sequence[Samples], before: Mapping[str, float]) -> None:
+    """Raise if the server dropped rows meanwhile and they were ours.
+
+    Others may write beside us, so a counter that rose is a suspicion only: some of our samples are read back then.
+    """
+    # Rows are counted as dropped a second late, when the server sorts them in. Only what is old can meet its retention.
+    oldest = min(int(block.timestamps[0]) for block in blocks if len(block.timestamps))
+    recent = oldest > milliseconds(datetime.now(UTC) - _RECENT - EPOCH)
+    until = time.monotonic() + (0.0 if recent else _COUNTER_DELAY)
+    while True:
+        after = _dropped_rows(store) or {}
+        risen = {reason: int(count - before.get(reason, 0.0)) for reason, count in after.items()}
+        risen = {reason: count for reason, count in risen.items() if count > 0}
+        if risen or time.monotonic() >= until:
+            break
+        time.sleep(0.1)
+    if not risen:
+        return
+    until = time.monotonic() + _VISIBLE_AFTER
+    for metric, labels, at in _ends(blocks):
+        while True:
+            selector = f'{{__name__=~"{uncached(metric)}",{str(labels)[1:]}'
+            if store.query(f"{selector}[1ms]", at, url=store.source.readback_url):
+                break
+            if time.monotonic() >= until:
+                reasons = ", ".join(f"{count:,} as {reason}" for reason, count in risen.items())
+                raise StoreError(
+                    f"{store.name} accepted samples and dropped rows ({reasons}): "
+                    f"{metric}{labels} has nothing at {at:%Y-%m-%dT%H:%M:%SZ}",
+                    hint="small_timestamp is older than its -retentionPeriod, big_timestamp more than two days ahead "
+                    "by its clock",
+                )
+            time.sleep(0.5)
+
+
+def _ends(blocks: Sequence[Samples]) -> Iterator[tuple[str, Labels, datetime]]:
+    """The oldest and the newest of these samples: metric, labels and time."""
+    sent = [(block, np.argwhere(np.isfinite(block.values))) for block in blocks]
+    found = [
+        (int(block.timestamps[column]), block.metrics[metric], block.labels[row])
+        for block, places in sent
+        if len(places)
+        for row, metric, column in (places[places[:, 2].argmin()], places[places[:, 2].argmax()])
+    ]
+    for end in (min, max):
+        at, metric, labels = end(found, key=lambda sample: sample[0])
+        yield metric, labels, EPOCH + timedelta(milliseconds=at)
