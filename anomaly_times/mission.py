@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
@@ -189,4 +190,11 @@ class Mission(_Spec):
 
     def written_labels(self, labels: Sequence[Labels]) -> tuple[Labels, ...]:
         """The labels, less `__name__`, under which results for these series are written."""
-        return tuple(written_labels(row, self.name, self.labels) for row in labels)
+        extra = tuple(self.labels.items())
+        return tuple(_written_labels(row, self.name, extra) for row in labels)
+
+
+# The same series are scored minute after minute.
+@lru_cache(maxsize=100_000)
+def _written_labels(source: Labels, mission: str, extra: tuple[tuple[str, str], ...]) -> Labels:
+    return written_labels(source, mission, dict(extra))

@@ -159,7 +159,7 @@ def _checked_labels(store: PrometheusStore, mission: Mission, source: Sequence[L
             first[row] = was
     if store.is_victoria_metrics:
         for row in written:
-            if len(row) >= MAX_LABELS or not all(_fits(*pair) for pair in row):
+            if not _kept_whole(row):
                 raise MissionError(
                     f"{row} has {len(row) + 1} labels or a very long one; VictoriaMetrics keeps {MAX_LABELS} a series, "
                     f"values up to {MAX_VALUE:,} bytes and names up to {MAX_NAME}, and cuts the rest off silently",
@@ -168,10 +168,12 @@ def _checked_labels(store: PrometheusStore, mission: Mission, source: Sequence[L
     return written
 
 
-# The same few names and values come with every series, minute after minute.
+# The same series are written minute after minute.
 @lru_cache(maxsize=50_000)
-def _fits(name: str, value: str) -> bool:
-    return len(name.encode()) <= MAX_NAME and len(value.encode()) <= MAX_VALUE
+def _kept_whole(labels: Labels) -> bool:
+    return len(labels) < MAX_LABELS and all(
+        len(name.encode()) <= MAX_NAME and len(value.encode()) <= MAX_VALUE for name, value in labels
+    )
 
 
 def _forecast_samples(
