@@ -1,0 +1,51 @@
+"""`at forecast`: a query's forecast with bounds, shown and stored."""
+
+from __future__ import annotations
+
+import typer
+
+from anomaly_times.cli import options as opt
+
+__all__ = ["forecast"]
+
+
+def forecast(
+    ctx: typer.Context,
+    promql: opt.PromQL,
+    source: opt.SourceName = "",
+    url: opt.Url = "",
+    name: opt.Name = None,
+    at: opt.At = "now",
+    step: opt.Step = None,
+    lookback: opt.Lookback = None,
+    horizon: opt.Horizon = None,
+    every: opt.Every = None,
+    timezone: opt.Timezone = None,
+    model: opt.Model = None,
+    model_param: opt.ModelParam = None,
+    season: opt.Season = None,
+    level: opt.Level = None,
+    valid_range: opt.ValidRange = None,
+    dry_run: opt.DryRun = False,
+    output: opt.OutputOption = None,
+    out: opt.Out = None,
+    plot: opt.Plot = None,
+    top: opt.Top = 20,
+) -> None:
+    """Forecast a query with bounds; show and store it.
+
+    It is stored where the metrics live, or beside them.
+
+    Example: at forecast --url http://localhost:8428 --promql 'sum by (job) (rate(http_requests_total[5m]))' --step 5m
+    """
+    from anomaly_times.cli import render
+    from anomaly_times.cli.views import ForecastView
+    from anomaly_times.passes import forecast_pass, write_forecasts
+
+    query, form = opt.query_from_options(ctx.params), opt.output_format(output, out, plot)
+    with query.open() as store, render.working(f"forecasting {query.mission.promql}"):
+        stores = query.stores(store)
+        results = forecast_pass([query.mission], stores, now=query.now, keep_history=True)
+        results, written = (results, None) if dry_run else write_forecasts(results, stores)
+    view = ForecastView.of(query, results[0], written)
+    render.show(view, form, out=out, plot=plot, top=top)

@@ -1,0 +1,353 @@
+"""The options that commands share, and what they mean: a source, a mission, a time, an output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from anomaly_times.errors import UsageError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+    from anomaly_times.mission import Mission
+    from anomaly_times.settings import Settings, Source
+    from anomaly_times.stores import Store
+
+__all__ = ["GroupedHelp", "Output", "Query", "open_source", "output_format", "parse_time", "query_from_options"]
+
+QUERY, TIME, MODEL, GATES, OUTPUT = "Query", "Time", "Model and bounds", "What counts as anomalous", "Output"
+
+
+class Output(StrEnum):
+    """How a result is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+class Report(StrEnum):
+    """How a report for people is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class GroupedHelp(TyperCommand):
+    """A command whose help lists its options in groups (Typer groups them only in Rich's help)."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write one section a group, in the order of the options."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(param, "rich_help_panel", None) or "Options", []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def _option(help: str, panel: str, *names: str, metavar: str | None = None) -> Any:  # noqa: A002 - Typer's word
+    return typer.Option(*names, help=help, rich_help_panel=panel, metavar=metavar, show_default=False)
+
+
+PromQL = Annotated[str, _option("The query to forecast and watch.", QUERY, "--promql", "-q", metavar="QUERY")]
+SourceName = Annotated[str, _option("A source from the settings.", QUERY, "--source", metavar="NAME")]
+Url = Annotated[
+    str, _option("A server, or a folder of Parquet or CSV files, instead of --source.", QUERY, "--url", metavar="URL")
+]
+Name = Annotated[
+    str | None,
+    _option(
+        "Mission name: the label `mission` of results. Derived from the query by default.",
+        QUERY,
+        "--name",
+        metavar="NAME",
+    ),
+]
+At = Annotated[
+    str,
+    _option(
+        "Work as if it were this time: ISO 8601 (UTC unless it says otherwise), `now`, or `-2h`.",
+        TIME,
+        "--at",
+        metavar="TIME",
+    ),
+]
+Last = Annotated[
+    str | None,
+    _option(
+        "Score this much, scored or not [what is not scored yet, an hour at most].", TIME, "--last", metavar="DURATION"
+    ),
+]
+Step = Annotated[str | None, _option("Time between two points [1m].", TIME, "--step", metavar="DURATION")]
+Lookback = Annotated[str | None, _option("History to learn from [14d].", TIME, "--lookback", metavar="DURATION")]
+Horizon = Annotated[str | None, _option("How far to forecast [twice --every].", TIME, "--horizon", metavar="DURATION")]
+Every = Annotated[str | None, _option("How often a forecast is made [1h].", TIME, "--every", metavar="DURATION")]
+Timezone = Annotated[
+    str | None, _option("Time zone of days and weeks, e.g. Europe/Berlin [UTC].", TIME, "--timezone", metavar="ZONE")
+]
+Model = Annotated[str | None, _option("Model, see `at models` [auto].", MODEL, "--model", metavar="NAME")]
+ModelParam = Annotated[
+    list[str] | None,
+    _option("A parameter of the model; can be repeated.", MODEL, "--model-param", metavar="KEY=VALUE"),
+]
+Season = Annotated[
+    str | None,
+    _option("Seasonal periods: `auto`, `none`, or like 1d,1w [auto].", MODEL, "--season", metavar="PERIODS"),
+]
+Level = Annotated[
+    str | None, _option("Per cent of normal points inside the bounds [99.9].", MODEL, "--level", metavar="PERCENT")
+]
+DirectionOption = Annotated[
+    str | None,
+    _option("Which side counts: both, above or below [both].", GATES, "--direction", metavar="SIDE"),
+]
+MinDeviation = Annotated[
+    str | None,
+    _option("Smaller deviations score 0: a number, or BELOW,ABOVE.", GATES, "--min-deviation", metavar="NUMBER"),
+]
+MinRelativeDeviation = Annotated[
+    str | None,
+    _option(
+        "The same as a share of the forecast: 20%, or BELOW,ABOVE.",
+        GATES,
+        "--min-relative-deviation",
+        metavar="SHARE",
+    ),
+]
+ValidRange = Annotated[
+    str | None,
+    _option(
+        "Values that can be: 0:100, or open like 0: (others are anomalous).", GATES, "--valid-range", metavar="RANGE"
+    ),
+]
+MissingOption = Annotated[
+    str | None,
+    _option(
+        "An expected point that is not there: ignore, zero, or anomaly [ignore].", GATES, "--missing", metavar="MEANING"
+    ),
+]
+DryRun = Annotated[bool, _option("Read and compute, write nothing.", OUTPUT, "--dry-run")]
+OutputOption = Annotated[
+    Output | None,
+    _option("table, json, csv or parquet [table, or as --out ends].", OUTPUT, "--output", "-o", metavar="FORMAT"),
+]
+Out = Annotated[Path | None, _option("Print into this file instead.", OUTPUT, "--out", metavar="FILE")]
+Plot = Annotated[Path | None, _option("Draw the series into this HTML page.", OUTPUT, "--plot", metavar="FILE")]
+Top = Annotated[
+    int,
+    typer.Option(
+        "--top", help="Rows of the table, and charts of the page; 0: all.", rich_help_panel=OUTPUT, min=0, metavar="N"
+    ),
+]
+ReportOption = Annotated[Report, _option("table or json [table].", OUTPUT, "--output", "-o", metavar="FORMAT")]
+
+# Where in a mission each option lands; a validation error is led back the same way.
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "name": ("name",),
+    "promql": ("promql",),
+    "step": ("step",),
+    "timezone": ("timezone",),
+    "season": ("season",),
+    "lookback": ("forecast", "lookback"),
+    "horizon": ("forecast", "horizon"),
+    "every": ("forecast", "every"),
+    "model": ("forecast", "model"),
+    "level": ("forecast", "level"),
+    "direction": ("detect", "direction"),
+    "min_deviation": ("detect", "min_deviation"),
+    "min_relative_deviation": ("detect", "min_relative_deviation"),
+    "valid_range": ("detect", "valid_range"),
+    "missing": ("detect", "missing"),
+}
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a command by hand is about: one mission, where its metrics are, and the time to work for."""
+
+    mission: Mission
+    source: Source
+    now: datetime
+    settings: Settings
+
+    def open(self) -> Store:
+        """The store of this query; close it."""
+        from anomaly_times.stores import open_store
+
+        return open_store(self.source, state=self.settings.state_url)
+
+    def stores(self, store: Store) -> dict[str, Store]:
+        """`store` under the name that the mission knows it by, as passes take it."""
+        return {self.mission.source: store}
+
+
+def query_from_options(params: Mapping[str, Any]) -> Query:
+    """The query that a command's options describe.
+
+    Args:
+        params: the command's parameters by name; those that are `None` or absent take the mission's defaults.
+
+    Raises:
+        UsageError: naming the option that makes no sense.
+    """
+    from pydantic import ValidationError
+
+    from anomaly_times.conventions import name_for_query
+    from anomaly_times.mission import Mission
+
+    settings, identity, source = open_source(params["source"], params["url"])
+    given = {option: value for option in _FIELDS if (value := params.get(option)) is not None}
+    given.setdefault("name", name_for_query(identity, given["promql"]))
+    spec: dict[str, Any] = {}
+    for option, value in given.items():
+        *parents, field = _FIELDS[option]
+        inner = spec
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[field] = _read_value(option, value)
+    if params.get("model_param"):
+        forecast = spec.setdefault("forecast", {})
+        forecast["model"] = {"type": forecast.get("model", "auto"), **_model_params(params["model_param"])}
+    try:
+        mission = Mission.model_validate(spec)
+    except ValidationError as exc:
+        raise UsageError(_by_option(exc), hint="`--help` shows what each option takes") from None
+    return Query(mission, source, parse_time(params["at"], now=_clock()), settings)
+
+
+def open_source(name: str, url: str) -> tuple[Settings, str, Source]:
+    """The settings, and the source that `--source` and `--url` name: what it is called, and what it is.
+
+    A folder is called by its absolute path, so that its missions keep their names wherever one stands.
+
+    Raises:
+        UsageError: for both options, an unknown source, or what is neither URL nor folder.
+    """
+    from anomaly_times.settings import load_settings, source_for_url
+
+    if name and url:
+        raise UsageError("--source and --url say two things", hint="give one of them")
+    settings = load_settings()
+    if not url:
+        known, source = settings.named_source(name)
+        return settings, known, source
+    source = source_for_url(url)
+    return settings, str(source.folder.resolve()) if source.folder else str(source), source
+
+
+def parse_time(text: str, *, now: datetime) -> datetime:
+    """The time that `text` means, in UTC: `now`, so long before it (`-2h`), or ISO 8601 (UTC where no zone is given).
+
+    Raises:
+        UsageError: for anything else, and for times that no metric has.
+    """
+    from datetime import UTC
+
+    from anomaly_times.durations import parse_duration
+
+    if text == "now":
+        return now
+    try:
+        if text.startswith("-"):
+            return now - parse_duration(text[1:])
+        at = datetime.fromisoformat(text)
+    except (ValueError, UsageError):
+        raise UsageError(
+            f"--at: {text[:64]!r} is no time", hint="write it like 2026-03-01T12:00Z, `now`, or -2h"
+        ) from None
+    at = at.replace(tzinfo=UTC) if at.tzinfo is None else at
+    if not 1980 <= at.year <= 2200:
+        raise UsageError(f"--at: {text[:64]!r} is out of range", hint="metrics live between 1980 and 2200")
+    return at.astimezone(UTC)
+
+
+def parse_window(text: str | None, option: str) -> timedelta | None:
+    """The duration that an option holds.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    from anomaly_times.durations import parse_duration
+
+    if text is None:
+        return None
+    try:
+        return parse_duration(text)
+    except UsageError as exc:
+        raise UsageError(f"{option}: {exc.message}", hint=exc.hint) from None
+
+
+def output_format(output: Output | None, *files: Path | None) -> Output:
+    """How to print: as asked, else as the first of `files` (that of `--out`) ends, else a table.
+
+    Raises:
+        UsageError: a file that cannot be written, or Parquet for a terminal.
+    """
+    for file in files:
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            raise UsageError(f"{file} cannot be written: its folder does not exist, or it is one")
+    out = files[0] if files else None
+    if output is None:
+        ending = out.suffix.removeprefix(".") if out is not None else ""
+        output = Output(ending) if ending in (Output.JSON, Output.CSV, Output.PARQUET) else Output.TABLE
+    if output is Output.PARQUET and out is None and sys.stdout.isatty():
+        raise UsageError("Parquet is nothing for a terminal", hint="add --out FILE, or send it into a pipe")
+    return output
+
+
+def _clock() -> datetime:
+    from datetime import UTC
+
+    return datetime.now(UTC)
+
+
+def _read_value(option: str, text: str) -> object:
+    """What the mission takes for an option's text."""
+    if option in ("min_deviation", "min_relative_deviation") and "," in text:
+        return tuple(part.strip() for part in text.split(","))
+    if option == "valid_range":
+        low, colon, high = text.partition(":")
+        if not colon:
+            raise UsageError(f"--valid-range: {text[:64]!r} is no range", hint="write it like 0:100, 0: or :1")
+        return low.strip() or "-inf", high.strip() or "inf"
+    if option == "season" and text not in ("auto", "none"):
+        return tuple(part.strip() for part in text.split(","))
+    return text
+
+
+def _model_params(pairs: list[str]) -> dict[str, Any]:
+    params: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier() or key == "type":
+            raise UsageError(f"--model-param: {pair[:64]!r} is no parameter", hint="write it like lags=48")
+        try:
+            params[key] = json.loads(value)
+        except ValueError:
+            params[key] = value
+    return params
+
+
+def _by_option(exc: ValidationError) -> str:
+    """One line a problem, each under the option that it stems from."""
+    lines: dict[str, None] = {}
+    for error in exc.errors(include_input=False, include_url=False, include_context=False):
+        where = tuple(str(part) for part in error["loc"])
+        option = next((name for name, path in _FIELDS.items() if where[: len(path)] == path), None)
+        text = error["msg"].removeprefix("Value error, ")
+        lines[f"--{option.replace('_', '-')}: {text}" if option else text] = None
+    return "; ".join(lines)

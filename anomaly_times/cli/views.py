@@ -1,0 +1,484 @@
+"""What a command's result looks like, whatever prints it: rows, a JSON document, a long frame, charts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from anomaly_times.cli.options import Query
+from anomaly_times.durations import format_duration
+from anomaly_times.outputs import Chart
+from anomaly_times.panel import Floats, Forecast, Grid, Labels, Panel, Scores
+from anomaly_times.passes import DetectResult, ForecastResult
+from anomaly_times.stores import Written
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["Cell", "DetectView", "ForecastView", "View", "distinct_names", "number", "sparkline", "stamp"]
+
+Cell: TypeAlias = "str | list[tuple[str, str]]"
+"""Text, or pieces of text with a style (`bad`, `good`, `muted` or none) each."""
+
+JSON_SCHEMA = 1
+SPARK_WIDTH = 24
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_CHART_HISTORY = 12
+"""Of its history a forecast's chart shows so many times the horizon."""
+
+_GATES = {
+    "out_of_range": ("point is outside of the valid range", "points are outside of the valid range"),
+    "direction": ("point is on the side that does not count", "points are on the side that does not count"),
+    "min_deviation": (
+        "point is closer to the forecast than what counts",
+        "points are closer to the forecast than what counts",
+    ),
+    "missing": ("expected point is missing", "expected points are missing"),
+}
+
+
+class View(Protocol):
+    """A result, ready to be printed in any form."""
+
+    @property
+    def title(self) -> str:
+        """What was asked, and for which time."""
+        ...
+
+    @property
+    def labels(self) -> tuple[Labels, ...]:
+        """The series."""
+        ...
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the table's columns; one that begins with `>` is flush right."""
+        ...
+
+    def rows(self, top: int) -> list[tuple[Cell, ...]]:
+        """The first `top` rows of the table (0: all), what matters first."""
+        ...
+
+    def summary(self) -> list[str]:
+        """What belongs to the result and has no place in the table."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What a reader should know besides."""
+        ...
+
+    def document(self) -> dict[str, Any]:
+        """The whole result for JSON; its form is described in `docs/cli.md`."""
+        ...
+
+    def frame(self) -> pl.DataFrame:
+        """The whole result as a long frame."""
+        ...
+
+    def charts(self, top: int) -> list[Chart]:
+        """The first `top` series as charts (0: all), what matters first."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ForecastView:
+    """A forecast beside the history that it was made from; the largest change comes first."""
+
+    query: Query
+    result: ForecastResult
+    forecast: Forecast
+    history: Panel
+    written: Written | None
+
+    @classmethod
+    def of(cls, query: Query, result: ForecastResult, written: Written | None) -> ForecastView:
+        """The view of a pass's result, which kept its history.
+
+        Raises:
+            AnomalyTimesError: the one that the result carries.
+        """
+        if result.error is not None:
+            raise result.error
+        if result.forecast is None or result.history is None:
+            raise ValueError("a forecast is shown with its history")
+        return cls(query, result, result.forecast, result.history, written)
+
+    @property
+    def title(self) -> str:
+        """The query, and what the forecast covers."""
+        grid = self.forecast.grid
+        return f"{self.query.mission.promql} · {stamp(grid.start)} to {stamp(grid.end)} UTC"
+
+    @property
+    def labels(self) -> tuple[Labels, ...]:
+        """The series."""
+        return self.forecast.labels
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The table's columns."""
+        grid = self.forecast.grid
+        ahead = format_duration(grid.n * grid.step)
+        shown = format_duration(self._recent().grid.n * grid.step)
+        return ("series", f"last {shown}", ">last", ">next", ">bounds", f">in {ahead}", f"next {ahead}")
+
+    def _recent(self) -> Panel:
+        n = max(SPARK_WIDTH, 2 * self.forecast.grid.n)
+        return self.history.columns(slice(max(0, self.history.grid.n - n), None))
+
+    def _order(self) -> npt.NDArray[np.intp]:
+        last, final = _last(self.history.y), _last(self.forecast.yhat)
+        with np.errstate(invalid="ignore"):
+            change = np.abs(final - last) / np.maximum(np.maximum(np.abs(final), np.abs(last)), 1e-300)
+        return np.argsort(-np.nan_to_num(change, nan=-1.0), kind="stable")
+
+    def rows(self, top: int) -> list[tuple[Cell, ...]]:
+        """One row a series."""
+        names, recent, f = distinct_names(self.forecast.labels), self._recent(), self.forecast
+        return [
+            (
+                names[i],
+                sparkline(recent.y[i]),
+                number(_last(self.history.y[i : i + 1])[0]),
+                number(f.yhat[i, 0]),
+                f"{number(f.lower[i, 0])} … {number(f.upper[i, 0])}",
+                number(f.yhat[i, -1]),
+                sparkline(f.yhat[i]),
+            )
+            for i in _first(self._order(), top)
+        ]
+
+    def summary(self) -> list[str]:
+        """Counts, and what was written."""
+        mission, f = self.query.mission, self.forecast
+        text = f"{_count(len(f.labels), 'series', 'series')}, {f.grid.n} steps of {format_duration(f.grid.step)} each"
+        text += f", {mission.forecast.level:g} % bounds, model {mission.forecast.model.type}"
+        return [text, _stored(self.query, self.written, "forecast")]
+
+    def notes(self) -> list[str]:
+        """Warnings, series that ended, and what models said about rows."""
+        notes = list(self.result.warnings)
+        if self.result.ended:
+            notes.append(f"{_count(self.result.ended, 'series has', 'series have')} ended: left out")
+        return notes + _grouped_notes(self.forecast)
+
+    def document(self) -> dict[str, Any]:
+        """The forecast for JSON."""
+        f = self.forecast
+        series = [
+            {
+                "labels": dict(labels),
+                "yhat": _list(f.yhat[i]),
+                "lower": _list(f.lower[i]),
+                "upper": _list(f.upper[i]),
+                "note": f.notes.get(i),
+            }
+            for i, labels in enumerate(f.labels)
+        ]
+        head = _head("forecast", self.query, f.grid)
+        cutoff = _iso(f.cutoff) if f.cutoff else None
+        return head | {"cutoff": cutoff, "series": series, "warnings": self.notes(), "written": _written(self.written)}
+
+    def frame(self) -> pl.DataFrame:
+        """`unique_id, ds, yhat, yhat_lower, yhat_upper`."""
+        return self.forecast.to_frame()
+
+    def charts(self, top: int) -> list[Chart]:
+        """History, and the forecast after its cutoff."""
+        f = self.forecast
+        history = self.history.columns(slice(max(0, self.history.grid.n - _CHART_HISTORY * f.grid.n), None))
+        before = history.grid.n
+        grid = Grid(history.grid.start, f.grid.step, before + f.grid.n)
+        names = distinct_names(f.labels)
+
+        def after(values: Floats) -> Floats:
+            return np.concatenate([np.full(before, np.nan), values])
+
+        return [
+            Chart(
+                names[i],
+                grid,
+                np.concatenate([history.y[i], np.full(f.grid.n, np.nan)]),
+                after(f.yhat[i]),
+                after(f.lower[i]),
+                after(f.upper[i]),
+                subtitle=str(f.labels[i]),
+                cutoff=f.cutoff,
+            )
+            for i in _first(self._order(), top)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class DetectView:
+    """Scores beside what they compare; the highest score comes first.
+
+    `made` is the forecast that was made for the occasion, `None` where stored ones served.
+    """
+
+    query: Query
+    result: DetectResult
+    scores: Scores
+    written: Written | None
+    made: Forecast | None = None
+
+    @classmethod
+    def of(
+        cls, query: Query, result: DetectResult, written: Written | None, *, made: Forecast | None = None
+    ) -> DetectView:
+        """The view of a pass's result.
+
+        Raises:
+            AnomalyTimesError: the one that the result carries.
+        """
+        if result.error is not None:
+            raise result.error
+        nothing = np.empty((0, 0))
+        grid = Grid(query.mission.last_time(query.now), query.mission.step, 0)
+        empty = Scores((), grid, nothing, nothing, nothing, nothing, nothing)
+        return cls(query, result, result.scores or empty, written, made)
+
+    @property
+    def title(self) -> str:
+        """The query, and the time that was scored."""
+        grid = self.scores.grid
+        return f"{self.query.mission.promql} · {stamp(grid.start)} to {stamp(grid.end)} UTC"
+
+    @property
+    def labels(self) -> tuple[Labels, ...]:
+        """The series."""
+        return self.scores.labels
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The table's columns."""
+        grid = self.scores.grid
+        return (
+            "series",
+            format_duration(grid.n * grid.step),
+            ">score",
+            "at",
+            ">value",
+            ">forecast",
+            ">bounds",
+            ">over 1",
+        )
+
+    def _order(self) -> npt.NDArray[np.intp]:
+        return np.argsort(-np.nan_to_num(self._highest(), nan=-1.0), kind="stable")
+
+    def _highest(self) -> Floats:
+        highest: Floats = np.fmax.reduce(self.scores.score, axis=1, initial=np.nan)
+        return highest
+
+    def rows(self, top: int) -> list[tuple[Cell, ...]]:
+        """One row a series, with the point of its highest score."""
+        s, names, highest = self.scores, distinct_names(self.scores.labels), self._highest()
+        rows: list[tuple[Cell, ...]] = []
+        for i in _first(self._order(), top):
+            flagged = s.score[i] > 1
+            line = sparkline(s.y[i], flagged)
+            if np.isnan(highest[i]):
+                rows.append((names[i], line, "–", "", number(_last(s.y[i : i + 1])[0]), "–", "", ""))
+                continue
+            t = int(np.nanargmax(s.score[i]))
+            over = int(flagged.sum())
+            rows.append(
+                (
+                    names[i],
+                    line,
+                    [(f"{highest[i]:.2f}", "bad" if over else "good")],
+                    stamp(s.grid.start + t * s.grid.step, day=s.grid.n * s.grid.step_ms > 86_400_000),
+                    number(s.y[i, t]),
+                    number(s.yhat[i, t]),
+                    f"{number(s.lower[i, t])} … {number(s.upper[i, t])}",
+                    str(over) if over else "",
+                )
+            )
+        return rows
+
+    def summary(self) -> list[str]:
+        """Counts, and what was written."""
+        s = self.scores
+        if not s.grid.n:
+            newest = stamp(self.query.mission.last_time(self.query.now))
+            return [f"nothing is new since {newest} UTC; `--last 1h` scores that time again"]
+        scored, over = int(np.isfinite(s.score).sum()), s.score > 1
+        text = f"{_count(int(over.sum()), 'point', 'points')} of {scored:,} anomalous (score over 1)"
+        text += f", in {int(over.any(axis=1).sum())} of {_count(len(s.labels), 'series', 'series')}"
+        return [text, _stored(self.query, self.written, "score")]
+
+    def notes(self) -> list[str]:
+        """Where the forecast came from, warnings, gates, and points that could not be scored."""
+        notes = []
+        if self.made is not None:
+            grid = self.made.grid
+            cutoff = stamp(grid.start - grid.step)
+            notes.append(f"no forecast is stored: made one for the occasion from what was known at {cutoff} UTC")
+        notes += self.result.warnings
+        for gate, n in self.result.gates.items():
+            one, many = _GATES[gate]
+            notes.append(_count(n, one, many))
+        if self.result.unforecast:
+            notes.append(f"{_count(self.result.unforecast, 'point has', 'points have')} no forecast, and so no score")
+        return notes + (_grouped_notes(self.made) if self.made is not None else [])
+
+    def document(self) -> dict[str, Any]:
+        """The scores for JSON."""
+        s, highest = self.scores, self._highest()
+        series = [
+            {
+                "labels": dict(s.labels[i]),
+                "max_score": _list(highest[i : i + 1])[0],
+                "y": _list(s.y[i]),
+                "yhat": _list(s.yhat[i]),
+                "lower": _list(s.lower[i]),
+                "upper": _list(s.upper[i]),
+                "score": _list(s.score[i]),
+            }
+            for i in self._order()
+        ]
+        return _head("detect", self.query, s.grid) | {
+            "forecast": "made" if self.made is not None else "stored",
+            "anomalous": int((s.score > 1).sum()),
+            "unforecast": self.result.unforecast,
+            "gates": dict(self.result.gates),
+            "series": series,
+            "warnings": self.notes(),
+            "written": _written(self.written),
+        }
+
+    def frame(self) -> pl.DataFrame:
+        """`unique_id, ds, y, yhat, yhat_lower, yhat_upper, score`."""
+        return self.scores.to_frame()
+
+    def charts(self, top: int) -> list[Chart]:
+        """Values, forecast and scores."""
+        s, names = self.scores, distinct_names(self.scores.labels)
+        return [
+            Chart(names[i], s.grid, s.y[i], s.yhat[i], s.lower[i], s.upper[i], s.score[i], subtitle=str(s.labels[i]))
+            for i in _first(self._order(), top)
+        ]
+
+
+def distinct_names(labels: Sequence[Labels]) -> list[str]:
+    """A short name for each series: the labels in which they differ; all of them where there is one series."""
+    shared = frozenset.intersection(*(frozenset(row) for row in labels)) if len(labels) > 1 else frozenset()
+    names = []
+    for row in labels:
+        own = [(key, value) for key, value in row if (key, value) not in shared]
+        metric = next((value for key, value in own if key == "__name__"), "")
+        rest = Labels((key, value) for key, value in own if key != "__name__")
+        names.append(metric + str(rest) if rest else metric or "{}")
+    return names
+
+
+def shared_labels(labels: Sequence[Labels]) -> str:
+    """What `distinct_names` leaves out, as a label set; empty where that is nothing."""
+    if len(labels) < 2:
+        return ""
+    shared = frozenset.intersection(*(frozenset(row) for row in labels))
+    return str(Labels(sorted(shared))) if shared else ""
+
+
+def sparkline(values: Floats, flagged: npt.NDArray[np.bool_] | None = None, *, width: int = SPARK_WIDTH) -> Cell:
+    """`values` as a line of blocks, one for each point or, where there are more than `width`, each run of points.
+
+    A run shows the point that is farthest from the series' median, so that a lone spike is seen; a gap is blank.
+    Blocks with a point in `flagged` have the style `bad`.
+    """
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return ""
+    low, high, middle = finite.min(), finite.max(), np.median(finite)
+    span = high - low
+    pieces = []
+    for run in np.array_split(np.arange(len(values)), min(width, len(values))):
+        known = run[np.isfinite(values[run])]
+        if not known.size:
+            pieces.append((" ", ""))
+            continue
+        farthest = values[known[np.argmax(np.abs(values[known] - middle))]]
+        block = _BLOCKS[min(7, int((farthest - low) / span * 8))] if span > 0 else _BLOCKS[3]
+        pieces.append((block, "bad" if flagged is not None and flagged[run].any() else ""))
+    return pieces
+
+
+def number(value: float) -> str:
+    """Four significant digits, with k, M, G or T from ten thousand on; `–` for none."""
+    size = abs(value)
+    if value != value:
+        return "–"
+    if size >= 1e15 or 0 < size < 1e-4:
+        return f"{value:.2e}"
+    for unit, least, scale in (("T", 1e12, 1e12), ("G", 1e9, 1e9), ("M", 1e6, 1e6), ("k", 1e4, 1e3)):
+        if size >= least:
+            return f"{value / scale:.4g}{unit}"
+    return f"{value:.4g}"
+
+
+def stamp(at: datetime, *, day: bool = True) -> str:
+    """A UTC time for people."""
+    seconds = ":%S" if at.second or at.microsecond else ""
+    return at.strftime(("%Y-%m-%d " if day else "") + "%H:%M" + seconds)
+
+
+def _first(order: npt.NDArray[np.intp], top: int) -> list[int]:
+    return [int(i) for i in (order[:top] if top else order)]
+
+
+def _last(y: Floats) -> Floats:
+    """The last value of each row: float64[S], NaN where it has none."""
+    known = np.isfinite(y)
+    column = y.shape[1] - 1 - np.argmax(known[:, ::-1], axis=1)
+    return np.where(known.any(axis=1), y[np.arange(len(y)), column], np.nan)
+
+
+def _list(values: Floats) -> list[float | None]:
+    return [value if value - value == 0 else None for value in values.tolist()]
+
+
+def _iso(at: datetime) -> str:
+    return at.isoformat().replace("+00:00", "Z")
+
+
+def _head(kind: str, query: Query, grid: Grid) -> dict[str, Any]:
+    return {
+        "schema": JSON_SCHEMA,
+        "kind": kind,
+        "mission": query.mission.name,
+        "promql": query.mission.promql,
+        "source": str(query.source),
+        "step": format_duration(grid.step),
+        "times": [_iso(grid.start + i * grid.step) for i in range(grid.n)],
+    }
+
+
+def _written(written: Written | None) -> dict[str, int] | None:
+    if written is None:
+        return None
+    return {"samples": written.samples, "series": written.series, "skipped": written.skipped}
+
+
+def _stored(query: Query, written: Written | None, what: str) -> str:
+    if written is None:
+        return f"dry run: no {what} stored"
+    text = f"stored {_count(written.samples, 'sample', 'samples')} in {query.source} as mission {query.mission.name}"
+    return text + (f"; {written.skipped:,} were there already" if written.skipped else "")
+
+
+def _count(n: int, one: str, many: str) -> str:
+    return f"{n:,} {one if n == 1 else many}"
+
+
+def _grouped_notes(forecast: Forecast) -> list[str]:
+    """The notes of rows, equal ones once."""
+    counts: dict[str, int] = {}
+    for note in forecast.notes.values():
+        counts[note] = counts.get(note, 0) + 1
+    return [f"{_count(n, 'series', 'series')}: {note}" for note, n in counts.items()]

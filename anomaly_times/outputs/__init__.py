@@ -1,0 +1,7 @@
+"""What other tools and people read: pages with charts."""
+
+from __future__ import annotations
+
+from anomaly_times.outputs.html import Chart, Row, Table, Window, render_page
+
+__all__ = ["Chart", "Row", "Table", "Window", "render_page"]

@@ -1,0 +1,177 @@
+(() => {
+  "use strict";
+  const charts = JSON.parse(document.getElementById("data").textContent);
+  const colour = name => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
+  const STRIP_TOP = 5; // a score of 5 and one of 1000 need the same attention
+
+  const times = c => c.i ? c.i.map(i => c.t0 + i * c.step) : c.y.map((_, i) => c.t0 + i * c.step);
+  const pad = n => String(n).padStart(2, "0");
+  function stamp(seconds) {
+    const d = new Date(seconds * 1000);
+    const day = d.getUTCFullYear() + "-" + pad(d.getUTCMonth() + 1) + "-" + pad(d.getUTCDate());
+    return day + " " + pad(d.getUTCHours()) + ":" + pad(d.getUTCMinutes()) + (seconds % 60 ? ":" + pad(d.getUTCSeconds()) : "");
+  }
+  function number(v) {
+    if (v == null) return "–";
+    const size = Math.abs(v);
+    if (size !== 0 && (size < 1e-3 || size >= 1e15)) return v.toExponential(2);
+    for (const [unit, scale] of [["T", 1e12], ["G", 1e9], ["M", 1e6], ["k", 1e4]])
+      if (size >= scale) return +(v / (unit === "k" ? 1e3 : scale)).toPrecision(4) + unit;
+    return String(+v.toPrecision(4));
+  }
+
+  const MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+  // 24 hours, and the day under the first tick and under each midnight.
+  const ticks = (u, splits, axis, space, step) => splits.map((seconds, i) => {
+    const d = new Date(seconds * 1000), day = MONTHS[d.getUTCMonth()] + " " + d.getUTCDate();
+    if (step >= 86400) return day;
+    const clock = pad(d.getUTCHours()) + ":" + pad(d.getUTCMinutes()) + (step < 60 ? ":" + pad(d.getUTCSeconds()) : "");
+    return i === 0 || seconds % 86400 === 0 ? clock + "\n" + day : clock;
+  });
+
+  let plots = [];
+  let following = false;
+  // One zoom for the whole page, unless charts cover different times.
+  function follow(source) {
+    if (following) return;
+    following = true;
+    const { min, max } = source.scales.x;
+    for (const u of plots) if (u !== source) u.setScale("x", { min, max });
+    following = false;
+  }
+
+  function shade(c) {
+    return u => {
+      const { ctx, bbox } = u;
+      ctx.save();
+      ctx.beginPath();
+      ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+      ctx.clip();
+      ctx.fillStyle = colour("window");
+      for (const w of c.windows) {
+        const from = u.valToPos(w.from, "x", true), to = u.valToPos(w.to, "x", true);
+        ctx.fillRect(from, bbox.top, Math.max(to - from, 2 * devicePixelRatio), bbox.height);
+      }
+      if (c.cutoff) {
+        const x = Math.round(u.valToPos(c.cutoff, "x", true));
+        ctx.strokeStyle = colour("muted");
+        ctx.setLineDash([3, 4]);
+        ctx.beginPath();
+        ctx.moveTo(x, bbox.top);
+        ctx.lineTo(x, bbox.top + bbox.height);
+        ctx.stroke();
+      }
+      ctx.restore();
+    };
+  }
+
+  const axis = extra => Object.assign({
+    stroke: colour("muted"), grid: { stroke: colour("grid"), width: 1 }, ticks: { stroke: colour("grid"), width: 1 },
+    font: "12px system-ui, sans-serif",
+  }, extra);
+  const common = (c, width) => ({
+    width,
+    tzDate: seconds => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
+    cursor: { sync: { key: "anomaly-times" }, drag: { x: true, y: false }, points: { size: 6 } },
+    padding: [8, 22, 0, 0],
+  });
+
+  function mainPlot(c, at, target, width) {
+    const absent = at.map(() => null);
+    const anomalous = c.score ? c.y.map((v, i) => c.score[i] > 1 ? v : null) : absent;
+    const plain = (label, extra) => Object.assign(
+      { label, class: "is-" + label, points: { show: false }, value: (u, v) => number(v) }, extra);
+    const edge = { stroke: "transparent", width: 0 };
+    const series = [
+      { label: "time", value: (u, v) => v == null ? "–" : stamp(v) },
+      plain("lower", edge), plain("upper", edge),
+      plain("expected", { stroke: colour("expected"), width: 1.25, dash: [5, 4] }),
+      plain("value", { stroke: colour("value"), width: 1.5, points: { show: undefined, size: 4 } }),
+      plain("anomalous", { stroke: colour("bad"), paths: () => null,
+        points: { show: true, size: 5, fill: colour("bad"), stroke: colour("bad") } }),
+      plain("score", { scale: "score", paths: () => null }),
+    ];
+    const data = [at, c.lower || absent, c.upper || absent, c.yhat || absent, c.y, anomalous, c.score || absent];
+    const options = Object.assign(common(c, width), {
+      height: 220,
+      series,
+      bands: [{ series: [2, 1], fill: colour("band") }],
+      scales: { score: { range: [0, 1] } },
+      axes: [axis({ values: ticks }), axis({ size: 62, values: (u, splits) => splits.map(number) })],
+      legend: { live: true },
+      hooks: { drawClear: [shade(c)], setScale: [(u, key) => { if (key === "x") follow(u); }] },
+    });
+    return new uPlot(options, data, target);
+  }
+
+  function strip(c, at, target, width) {
+    const shown = c.score.map(s => s == null ? null : Math.min(s, STRIP_TOP));
+    const top = Math.max(1.5, ...shown);
+    const stems = u => {
+      const { ctx, bbox } = u, zero = u.valToPos(0, "y", true), one = u.valToPos(1, "y", true);
+      ctx.save();
+      ctx.beginPath();
+      ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+      ctx.clip();
+      ctx.fillStyle = colour("bad");
+      const thick = Math.max(2 * devicePixelRatio, u.valToPos(c.step, "x", true) - u.valToPos(0, "x", true));
+      shown.forEach((s, i) => {
+        if (s > 1) {
+          const y = u.valToPos(s, "y", true);
+          ctx.fillRect(u.valToPos(at[i], "x", true) - thick / 2, y, thick, zero - y);
+        }
+      });
+      ctx.strokeStyle = colour("bad");
+      ctx.lineWidth = devicePixelRatio;
+      ctx.setLineDash([4, 4]);
+      ctx.beginPath();
+      ctx.moveTo(bbox.left, one);
+      ctx.lineTo(bbox.left + bbox.width, one);
+      ctx.stroke();
+      ctx.restore();
+    };
+    const options = Object.assign(common(c, width), {
+      height: 62,
+      padding: [8, 22, 8, 0],
+      series: [{}, { stroke: "transparent", fill: colour("score"), width: 0, points: { show: false } }],
+      scales: { y: { range: [0, top] } },
+      axes: [axis({ size: 0, values: () => [] }),
+        axis({ size: 62, splits: () => top > 2 ? [0, 1, Math.floor(top)] : [0, 1],
+          values: (u, splits) => splits.map(s => s === 1 ? "score 1" : s === STRIP_TOP ? s + "+" : String(s)) })],
+      legend: { show: false },
+      hooks: { drawClear: [shade(c)], draw: [stems], setScale: [(u, key) => { if (key === "x") follow(u); }] },
+    });
+    return new uPlot(options, [at, shown], target);
+  }
+
+  function draw() {
+    for (const u of plots) u.destroy();
+    plots = [];
+    following = true; // first scales are the charts' own
+    charts.forEach((c, i) => {
+      const section = document.getElementById("chart-" + i), target = section.querySelector(".plot");
+      const width = target.clientWidth, at = times(c);
+      plots.push(mainPlot(c, at, target, width));
+      if (c.score) plots.push(strip(c, at, section.querySelector(".strip"), width));
+    });
+    // uPlot commits its first scales in a microtask.
+    setTimeout(() => { following = false; }, 0);
+    document.documentElement.dataset.drawn = String(plots.length);
+  }
+
+  draw();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  let pending = 0;
+  addEventListener("resize", () => {
+    cancelAnimationFrame(pending);
+    pending = requestAnimationFrame(() => {
+      for (const u of plots) u.setSize({ width: u.root.parentElement.clientWidth, height: u.height });
+    });
+  });
+  document.addEventListener("click", event => {
+    const link = event.target.closest("a[data-chart]");
+    if (!link || !plots.length) return;
+    const from = +link.dataset.from, to = +link.dataset.to, margin = Math.max((to - from) * 2, 6 * 3600);
+    for (const u of plots) u.setScale("x", { min: from - margin, max: to + margin });
+  });
+})();
