@@ -125,13 +125,14 @@ class FolderStore:
         found = {}
         for mission in missions:
             folder = self._results() / "scores" / mission.name
-            frames = [
-                read_results(path, _score_columns(), lambda rows: rows.filter(inside))
+            paths = [
+                path
                 for path in sorted(folder.glob("[!.]*.parquet"))
                 if grid.start - _BUCKET < result_time(path) <= grid.end
             ]
-            if frames:
-                labels, (score,) = long_to_matrix(pl.concat(frames), grid, ["score"])
+            if paths:
+                rows = read_results(paths, _score_columns(), lambda rows: rows.filter(inside))
+                labels, (score,) = long_to_matrix(rows, grid, ["score"])
                 if labels:
                     found[mission.name] = Panel(labels, grid, score)
         return found
@@ -143,27 +144,29 @@ class FolderStore:
     def _write_scores(self, mission: Mission, scores: Scores) -> Written:
         import polars as pl
 
-        frame = replace(scores, labels=mission.written_labels(scores.labels)).to_frame()
-        if frame.is_empty():
-            return Written()
+        labels = mission.written_labels(scores.labels)
+        offered: set[str] = set()
+        added: set[str] = set()
+        samples = 0
         folder = self._results() / "scores" / mission.name
-        added = []
-        with locked(folder):
-            # A point has one file where it can be, by its hour: so none is there twice, and a file stays small enough
-            # to be written anew for every pass (10,000 series at a step of 1m: 600,000 rows).
-            hours = frame.with_columns(pl.col("ds").dt.truncate(_BUCKET).alias("hour"))
-            for (hour,), rows in hours.partition_by("hour", as_dict=True, include_key=False).items():
-                path = folder / result_name(hour)
-                new, stored = rows, rows.clear()
+        # A point has one file where it can be, by its hour: so none is there twice, and a file stays small enough to be
+        # written anew for every pass (10,000 series at a step of 1m: 600,000 rows).
+        for hour, part in _by_hour(scores):
+            new = replace(part, labels=labels).to_frame()
+            if new.is_empty():
+                continue
+            offered.update(new["unique_id"])
+            path = folder / result_name(hour)
+            with locked(folder):
+                stored = new.clear()
                 if path.exists():
-                    stored = read_results(path, _score_columns(), lambda rows: rows)
-                    new = rows.join(stored, on=["unique_id", "ds"], how="anti")
+                    stored = read_results([path], _score_columns(), lambda rows: rows)
+                    new = new.join(stored, on=["unique_id", "ds"], how="anti")
                 if not new.is_empty():
                     write_parquet(path, pl.concat([stored, new]))
-                    added.append(new)
-        series = pl.concat(added)["unique_id"].n_unique() if added else 0
-        samples = sum(len(rows) for rows in added)
-        return Written(samples, series, frame["unique_id"].n_unique() - series)
+            added.update(new["unique_id"])
+            samples += len(new)
+        return Written(samples, len(added), len(offered - added))
 
     def close(self) -> None:
         """Forget the parsed files."""
@@ -337,6 +340,29 @@ def _parse(promql: str) -> Any:
         return promql_parser.parse(promql)
     except ValueError as exc:
         raise QueryError(f"{promql[:200]!r} is no PromQL: {exc}", hint='write it like up{job="api"}') from exc
+
+
+def _by_hour(scores: Scores) -> Iterator[tuple[datetime, Scores]]:
+    """Scores cut at full hours, each with its hour."""
+    grid, at = scores.grid, 0
+    while at < grid.n:
+        time = grid.start + at * grid.step
+        hour = time - (time - EPOCH) % _BUCKET
+        stop = min(grid.n, -((grid.start - hour - _BUCKET) // grid.step))
+        cut = slice(at, stop)
+        yield (
+            hour,
+            replace(
+                scores,
+                grid=grid[cut],
+                y=scores.y[:, cut],
+                yhat=scores.yhat[:, cut],
+                lower=scores.lower[:, cut],
+                upper=scores.upper[:, cut],
+                score=scores.score[:, cut],
+            ),
+        )
+        at = stop
 
 
 def _combine(files: Mapping[Path, MetricFile]) -> list[MetricFile]:

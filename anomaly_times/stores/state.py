@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 _VALUES = ("yhat", "yhat_lower", "yhat_upper")
-_FILE = re.compile(r"(\d{4}-\d\d-\d\dT\d{6}\.\d{3})Z\.parquet")
+_FILE = re.compile(r"(\d{4}-\d\d-\d\dT\d{6}\.\d{3}Z)\.parquet")
 _HINT = "move the file away; the next forecast writes a new one"
 
 
@@ -75,13 +75,14 @@ class ForecastFiles:
         frame = replace(forecast, labels=mission.written_labels(forecast.labels)).to_frame()
         if frame.is_empty():
             return Written()
-        frame = frame.with_columns((pl.col("ds").max() + mission.detect.catch_up).alias("keep_until"))
+        until = milliseconds(forecast.grid.end + mission.detect.catch_up - EPOCH)
+        frame = frame.hstack([pl.Series("keep_until", np.full(len(frame), until)).cast(_time())])
         folder = self.root / mission.name
         path = folder / result_name(forecast.cutoff)
         with locked(folder):
             new, stored = frame, None
             if path.exists():
-                stored = read_results(path, _columns(), lambda rows: rows)
+                stored = read_results([path], _columns(), lambda rows: rows)
                 new = frame.join(stored, on="unique_id", how="anti")
             if not new.is_empty():
                 write_parquet(path, new if stored is None else pl.concat([stored, new]))
@@ -100,26 +101,15 @@ class ForecastFiles:
         """
         import polars as pl
 
-        times = pl.lit(grid.start, _time()), pl.lit(grid.end, _time())
+        inside = pl.col("ds").is_between(pl.lit(grid.start, _time()), pl.lit(grid.end, _time()))
         found = {}
         for mission in missions:
-            frames = []
-            for cutoff, path in self._files(mission.name):
-                if cutoff >= grid.end:
-                    break
-                try:
-                    if self._reach_of(path)[0] < grid.start_ms:
-                        continue
-                    frames.append(
-                        read_results(path, _columns(), lambda rows: rows.filter(pl.col("ds").is_between(*times)))
-                    )
-                except FileNotFoundError:
-                    # Another worker pruned it after we listed the folder.
-                    continue
-            if not frames:
-                continue
             # Oldest first: where two cutoffs cover a time, the later row stays.
-            labels, (yhat, lower, upper) = long_to_matrix(pl.concat(frames), grid, _VALUES)
+            paths = [path for cutoff, path in self._files(mission.name) if cutoff < grid.end]
+            rows = self._read_all(paths, inside, since=grid.start_ms)
+            if rows is None:
+                continue
+            labels, (yhat, lower, upper) = long_to_matrix(rows, grid, _VALUES)
             if labels:
                 found[mission.name] = Forecast(labels, grid, None, yhat, lower, upper)
         return found
@@ -148,6 +138,17 @@ class ForecastFiles:
             raise StoreUnavailableError(f"{self.root / mission} cannot be read: {exc.strerror}") from exc
         return [(result_time(path), path) for path in paths if not path.name.startswith(".")]
 
+    def _read_all(self, paths: Sequence[Path], inside: pl.Expr, *, since: int) -> pl.DataFrame | None:
+        """The rows `inside` of those files that reach to `since` (epoch ms)."""
+        while paths:
+            try:
+                paths = [path for path in paths if self._reach_of(path)[0] >= since]
+                return read_results(paths, _columns(), lambda rows: rows.filter(inside)) if paths else None
+            except FileNotFoundError:
+                # Another worker pruned one after we listed the folder.
+                paths = [path for path in paths if path.exists()]
+        return None
+
     def _reach_of(self, path: Path) -> tuple[int, int]:
         """The last time that a file covers and the time until which it is kept, in epoch ms."""
         import polars as pl
@@ -156,7 +157,7 @@ class ForecastFiles:
         key = (str(path), stat.st_mtime_ns, stat.st_size)
         if key not in self._reach:
             ends = pl.col("ds").max().dt.epoch("ms"), pl.col("keep_until").max().dt.epoch("ms")
-            last, keep = read_results(path, _columns(), lambda rows: rows.select(ends)).row(0)
+            last, keep = read_results([path], _columns(), lambda rows: rows.select(ends)).row(0)
             if last is None or keep is None:
                 raise StoreDataError(f"{path} holds no forecast", hint=_HINT)
             self._reach[key] = (last, keep)
@@ -191,32 +192,36 @@ def long_to_matrix(frame: pl.DataFrame, grid: Grid, columns: Sequence[str]) -> t
 
 
 def read_results(
-    path: Path, columns: Mapping[str, pl.DataType], ask: Callable[[pl.LazyFrame], pl.LazyFrame]
+    paths: Sequence[Path], columns: Mapping[str, pl.DataType], ask: Callable[[pl.LazyFrame], pl.LazyFrame]
 ) -> pl.DataFrame:
-    """What `ask` makes of one of our Parquet files, which has exactly these columns.
+    """What `ask` makes of the rows of some of our Parquet files (at least one), which have exactly these columns.
 
     Raises:
-        StoreDataError: the file is truncated, or none of ours.
-        StoreUnavailableError: it cannot be read.
-        FileNotFoundError: it is gone.
+        StoreDataError: naming a file that is truncated or none of ours.
+        StoreUnavailableError: one cannot be read.
+        FileNotFoundError: one is gone.
     """
     import polars as pl
 
     try:
-        rows = pl.scan_parquet(path, glob=False)
+        rows = pl.scan_parquet(list(paths), glob=False)
         if dict(rows.collect_schema()) != columns:
-            raise StoreDataError(f"{path} is none of our files: it has other columns", hint=_HINT)
+            raise StoreDataError(f"{paths[0]} is none of our files: it has other columns", hint=_HINT)
         return ask(rows).collect()
     except FileNotFoundError:
         raise
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as exc:
-        raise StoreDataError(f"{path} cannot be read as Parquet: {first_line(exc)}", hint=_HINT) from exc
+        if len(paths) > 1:
+            # Polars does not say which one it is.
+            for path in paths:
+                read_results([path], columns, ask)
+        raise StoreDataError(f"{paths[0]} cannot be read as Parquet: {first_line(exc)}", hint=_HINT) from exc
     except OSError as exc:
-        raise StoreUnavailableError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+        raise StoreUnavailableError(f"{paths[0]} cannot be read: {exc.strerror or exc}") from exc
 
 
 def write_parquet(path: Path, frame: pl.DataFrame) -> None:
-    """Write `frame` so that `path` is there complete or not at all, also after a power cut.
+    """Write `frame` so that `path` is there complete or not at all.
 
     The folder must be `locked`: that is what tells a file in the making from one that a killed run left behind.
 
@@ -229,9 +234,10 @@ def write_parquet(path: Path, frame: pl.DataFrame) -> None:
             # lz4 and snappy write five times faster than zstd here, and not 10 % larger.
             frame.write_parquet(file, compression="snappy")
             file.flush()
+            # Else a power cut could leave the name without the content. One that takes the name back does no harm:
+            # a rerun writes the file again.
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
     except OSError as exc:
         raise StoreUnavailableError(f"{path} cannot be written: {exc.strerror or exc}") from exc
 
@@ -263,15 +269,6 @@ def first_line(exc: BaseException) -> str:
     return (str(exc).strip().splitlines() or [type(exc).__name__])[0][:300]
 
 
-def _sync_folder(folder: Path) -> None:
-    # A rename is durable once its folder is on disk.
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _columns() -> dict[str, pl.DataType]:
     import polars as pl
 
@@ -300,7 +297,7 @@ def result_time(path: Path) -> datetime:
     match = _FILE.fullmatch(path.name)
     try:
         if match:
-            return datetime.strptime(match[1] + "+0000", "%Y-%m-%dT%H%M%S.%f%z")
+            return datetime.fromisoformat(match[1])
     except ValueError:
         pass
     raise StoreDataError(
