@@ -98,18 +98,16 @@ def write_scores(store: PrometheusStore, items: Sequence[tuple[Mission, Scores]]
     ignored = store.source.ignore_labels
     blocks, skipped = [], 0
     for mission, scores in checked:
+        times = scores.grid.epoch_ms()
         if store.writes_ahead(mission):
-            blocks.append(Samples((SCORE,), scores.labels, scores.grid.epoch_ms(), scores.score[:, None, :]))
+            blocks.append(Samples((SCORE,), scores.labels, times, scores.score[:, None, :]))
             continue
         values = np.stack([scores.score, scores.yhat, scores.lower, scores.upper], axis=1)
-        stored = np.array(
-            [newest.get((mission.name, row.without(ignored)), -1) for row in scores.labels], dtype=np.int64
-        )
-        scored = np.isfinite(scores.score)
-        fresh = scored & (scores.grid.epoch_ms() > stored[:, None])
-        skipped += int((scored.any(axis=1) & ~fresh.any(axis=1)).sum())
-        values[~np.broadcast_to(fresh[:, None, :], values.shape)] = np.nan
-        blocks.append(Samples((SCORE, PRED, LOWER, UPPER), scores.labels, scores.grid.epoch_ms(), values))
+        values[~np.broadcast_to(np.isfinite(scores.score)[:, None, :], values.shape)] = np.nan
+        stored = np.array([newest.get((mission.name, row.without(ignored)), -1) for row in scores.labels], np.int64)
+        fresh = np.where(times > stored[:, None, None], values, np.nan)
+        skipped += int(np.isfinite(values).any(axis=2).sum() - np.isfinite(fresh).any(axis=2).sum())
+        blocks.append(Samples((SCORE, PRED, LOWER, UPPER), scores.labels, times, fresh))
     return send(store, blocks) + Written(skipped=skipped)
 
 
@@ -223,7 +221,12 @@ def _without_stored(store: PrometheusStore, mission: Mission, samples: Samples) 
             continue
         at = EPOCH + timedelta(milliseconds=int(samples.timestamps[column]))
         answer = store.query(query, at, url=store.source.readback_url)
-        found = {(labels.get("__name__"), labels.without(ignored)) for labels, _ in answer}
+        # Some servers take the start of a window in: there, a millisecond before, another cutoff may be.
+        found = {
+            (labels.get("__name__"), labels.without(ignored))
+            for labels, kept in answer
+            if any(time == samples.timestamps[column] for time, _ in kept)
+        }
         for i in np.flatnonzero(of_column):
             for m, metric in enumerate(samples.metrics):
                 stored[i, m] &= (metric, keys[i]) in found
@@ -241,19 +244,19 @@ def uncached(*names: str) -> str:
 
 def _newest_scores(store: PrometheusStore, items: Sequence[tuple[Mission, Scores]]) -> dict[tuple[str, Labels], int]:
     """By mission and label set, the time of the newest score in the store, in ms since the epoch."""
-    by_grid: dict[Grid, list[Mission]] = {}
+    by_grid: dict[Grid, dict[str, Mission]] = {}
     for mission, scores in items:
         if scores.grid.n:
             # Past the end too: a detection that was late meets the scores of the next one.
-            by_grid.setdefault(
-                Grid.covering(scores.grid.start, scores.grid.end + mission.detect.catch_up, scores.grid.step), []
-            ).append(mission)
+            end = scores.grid.end + mission.detect.catch_up
+            by_grid.setdefault(Grid.covering(scores.grid.start, end, scores.grid.step), {})[mission.name] = mission
     newest: dict[tuple[str, Labels], int] = {}
     for grid, missions in by_grid.items():
         times = grid.epoch_ms()
-        for name, panel in store.read_scores(missions, grid).items():
+        for name, panel in store.read_scores(list(missions.values()), grid).items():
             last = panel.grid.n - 1 - np.isfinite(panel.y)[:, ::-1].argmax(axis=1)
-            newest |= {(name, row): int(times[column]) for row, column in zip(panel.labels, last, strict=True)}
+            for row, column in zip(panel.labels, last, strict=True):
+                newest[name, row] = max(newest.get((name, row), -1), int(times[column]))
     return newest
 
 

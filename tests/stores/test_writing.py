@@ -19,7 +19,7 @@ from anomaly_times.errors import MissionError, StoreError, UsageError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Forecast, Grid, Labels, Scores, round_significant
 from anomaly_times.settings import Source, WriteMode
-from anomaly_times.stores import Written, remote_write, samples
+from anomaly_times.stores import Written, remote_write, samples, writing
 from anomaly_times.stores.prometheus import PrometheusStore
 from anomaly_times.stores.samples import Samples
 from tests import servers
@@ -248,7 +248,10 @@ def test_a_horizon_that_the_server_would_drop_is_refused_and_one_below_arrives(
 
 
 @pytest.mark.servers
-def test_samples_that_the_server_drops_with_a_204_are_an_error(start: Start, tmp_path: Path) -> None:
+def test_samples_that_the_server_drops_with_a_204_are_an_error(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "_VISIBLE_AFTER", 2.0)
     server = start(servers.victoria_metrics, "-retentionPeriod=7d")
     long_ago = Grid.ending(datetime.now(UTC) - timedelta(days=30), STEP, 3)
     watched = mission("dropped")
@@ -334,9 +337,9 @@ def test_a_prometheus_gets_the_forecast_beside_the_score_and_other_metrics_keep_
         # A longer window, of which two points are stored.
         grid = Grid.ending(NOW - STEP, STEP, 4)
         assert store.write_scores([(watched, scores(labels, grid, score=0.5))]).samples == 2 * 12
-        assert store.write_scores([(watched, scores(labels, grid, score=0.75))]) == Written(skipped=3)
+        assert store.write_scores([(watched, scores(labels, grid, score=0.75))]) == Written(skipped=12)
         # A detection that was late meets what the next one wrote.
-        assert store.write_scores([(watched, scores(labels, grid[:2]))]) == Written(skipped=3)
+        assert store.write_scores([(watched, scores(labels, grid[:2]))]) == Written(skipped=12)
         others(NOW)
     for metric, expected in (("score", [0.25, 0.25, 0.5, 0.5]), ("pred", [10.0] * 4), ("upper", [14.0] * 4)):
         rows = prom_query(server, f'anomaly_{metric}{{mission="beside"}}[1d]', NOW)
@@ -344,6 +347,21 @@ def test_a_prometheus_gets_the_forecast_beside_the_score_and_other_metrics_keep_
         assert all([float(value) for _, value in row["values"]] == expected for row in rows)
         assert all([at * 1000 for at, _ in row["values"]] == [ms(NOW - i * STEP) for i in (4, 3, 2, 1)] for row in rows)
     assert len(prom_query(server, "node_load1[1d]", NOW)[0]["values"]) == 4
+
+
+@pytest.mark.servers
+def test_a_prometheus_that_takes_late_samples_can_be_written_ahead(start: Start, tmp_path: Path) -> None:
+    config = "storage: {tsdb: {out_of_order_time_window: 1d}}\n"
+    server = start(lambda folder: servers.prometheus(folder, config=config))
+    watched = mission("late")
+    with store_of(server, tmp_path, write_mode=WriteMode.AHEAD) as store:
+        for age, value in ((2, 300.0), (1, 200.0), (0, 100.0)):
+            values = forecast(series(2), h=6, cutoff=NOW - age * STEP, value=value)
+            # A window of a Prometheus 2 holds its start too, and there is the last sample of the cutoff before.
+            assert store.write_forecasts([(watched, values)]) == Written(samples=36, series=6)
+            assert store.write_forecasts([(watched, values)]) == Written(skipped=6)
+        read = store.read_forecasts([watched], Grid.covering(NOW - STEP, NOW + 6 * STEP, STEP))["late"]
+    assert read.yhat.tolist() == [[300.0, 200.0, *[100.0] * 6]] * 2
 
 
 @pytest.mark.servers
@@ -401,7 +419,7 @@ def write_slowly(url: str, protocol: str, state: str) -> None:
             return answer
 
         store.client.request = slow  # type: ignore[method-assign]
-        store.write_forecasts([(mission("killed"), forecast(series(200)))])
+        store.write_forecasts([(mission("killed"), forecast(series(2000)))])
 
 
 @pytest.mark.servers
@@ -424,12 +442,12 @@ test_writing.write_slowly({broken.url!r}, {protocol!r}, {str(tmp_path)!r})
         child.kill()
     assert child.returncode == -9
     arrived = len(export(broken, "{mission='killed'}"))
-    assert 0 < arrived < 600
+    assert 0 < arrived < 6000
     with store_of(broken, tmp_path, protocol=protocol) as store:
-        written = store.write_forecasts([(mission("killed"), forecast(series(200)))])
-    assert written == Written(samples=4 * (600 - arrived), series=600 - arrived, skipped=arrived)
+        written = store.write_forecasts([(mission("killed"), forecast(series(2000)))])
+    assert written == Written(samples=4 * (6000 - arrived), series=6000 - arrived, skipped=arrived)
     with store_of(clean, tmp_path, protocol=protocol) as store:
-        store.write_forecasts([(mission("killed"), forecast(series(200)))])
+        store.write_forecasts([(mission("killed"), forecast(series(2000)))])
     expected = export(clean, "{mission='killed'}")
-    assert len(expected) == 600
+    assert len(expected) == 6000
     assert export(broken, "{mission='killed'}") == expected
