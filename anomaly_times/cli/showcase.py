@@ -152,7 +152,7 @@ def _charts(missions: Sequence[Mission], found: Replay, windows: dict[Labels, li
         if scores is None:
             continue
         for i, labels in enumerate(scores.labels):
-            title = labels.get("__name__") + str(labels.without(["__name__"])) if labels else mission.promql
+            title = _series([labels]) if labels else mission.promql
             charts.append(
                 (
                     labels,
@@ -250,7 +250,7 @@ def _episodes_table(title: str, episodes: Sequence[Episode], position: dict[Labe
         Row(
             (
                 f"{episode.peak:.2f}",
-                str(episode.labels),
+                _series([episode.labels]),
                 episode.mission,
                 stamp(episode.start),
                 _span(episode.start, episode.end),
@@ -290,7 +290,7 @@ def _tell_planted(
         worst = max(findings.besides, key=lambda episode: episode.peak)
         render.say(
             f"flagged besides: {len(findings.besides)} short stretches, "
-            f"the strongest with a score of {worst.peak:.1f} in {worst.labels}"
+            f"the strongest with a score of {worst.peak:.1f} in {_series([worst.labels])}"
         )
     else:
         render.say("nothing else was flagged")

@@ -28,6 +28,9 @@ __all__ = ["MAX_POINTS", "Chart", "Row", "Table", "Window", "render_page"]
 MAX_POINTS = 4000
 """A chart with more points is thinned out; the extremes of values and scores stay."""
 
+FOLDED_ROWS = 12
+"""A table with more rows is folded away, so that the charts are not pushed out of sight."""
+
 Status = Literal["found", "missed", ""]
 
 
@@ -78,7 +81,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table above the charts; `empty` is said where there are no rows."""
+    """A table above the charts; `empty` is said where there are no rows; a long one is folded away."""
 
     title: str
     columns: tuple[str, ...]
@@ -159,7 +162,10 @@ def _table(table: Table) -> str:
     columns = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
     rows = "".join(_row(row) for row in table.rows)
     body = f"<table><thead><tr>{columns}</tr></thead><tbody>{rows}</tbody></table>"
-    return f'{head}<div class="scroll">{body}</div></section>'
+    body = f'<div class="scroll">{body}</div>'
+    if len(table.rows) > FOLDED_ROWS:
+        body = f"<details><summary>{len(table.rows)} rows</summary>{body}</details>"
+    return f"{head}{body}</section>"
 
 
 def _row(row: Row) -> str:

@@ -76,6 +76,24 @@
     padding: [8, 22, 0, 0],
   });
 
+  // What is in sight decides the scale, values and forecasts first: a wide band must not flatten what it surrounds.
+  function range(u, low, high) {
+    const [from, to] = u.series[0].idxs || [0, u.data[0].length - 1];
+    const extent = columns => {
+      let min = Infinity, max = -Infinity;
+      for (const column of columns)
+        for (let i = from; i <= to; i++) {
+          const v = u.data[column][i];
+          if (v != null) { min = Math.min(min, v); max = Math.max(max, v); }
+        }
+      return [min, max];
+    };
+    const [least, most] = extent([3, 4]), [bottom, top] = extent([1, 2]);
+    if (least > most) return uPlot.rangeNum(low, high, 0.1, true);
+    const room = most > least ? 0.5 * (most - least) : Infinity;
+    return uPlot.rangeNum(Math.min(least, Math.max(bottom, least - room)), Math.max(most, Math.min(top, most + room)), 0.05, false);
+  }
+
   function mainPlot(c, at, target, width) {
     const absent = at.map(() => null);
     const anomalous = c.score ? c.y.map((v, i) => c.score[i] > 1 ? v : null) : absent;
@@ -96,7 +114,7 @@
       height: 220,
       series,
       bands: [{ series: [2, 1], fill: colour("band") }],
-      scales: { score: { range: [0, 1] } },
+      scales: { y: { range }, score: { range: [0, 1] } },
       axes: [axis({ values: ticks }), axis({ size: 62, values: (u, splits) => splits.map(number) })],
       legend: { live: true },
       hooks: { drawClear: [shade(c)], setScale: [(u, key) => { if (key === "x") follow(u); }] },

@@ -1,0 +1,189 @@
+"""`at demo`: made-up metrics through the real passes, and what is picked of a server's own."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from anomaly_times.cli.lively import candidates, liveliness, pick_lively
+from anomaly_times.cli.replay import join_scores, replay, replay_folder
+from anomaly_times.cli.showcase import planted_incidents
+from anomaly_times.errors import NoSeriesError, UsageError
+from anomaly_times.mission import Mission
+from anomaly_times.panel import Floats, Grid, Labels, Panel, Scores
+from anomaly_times.testing import MemoryStore
+from tests.cli.conftest import AT, QUERY, Run, requests
+
+HOUR = timedelta(hours=1)
+NOW = datetime(2026, 3, 12, 0, 10, tzinfo=UTC)
+
+
+@pytest.mark.slow
+def test_the_demo_finds_what_is_easy_and_its_next_commands_work(
+    at: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("at demo")  # a name that a shell would split
+    report = planted_incidents(folder, now=NOW, lasts=timedelta(hours=40), workers=2)
+    shown = capsys.readouterr().out
+    found = int(re.search(r"found (\d+) of (\d+) planted incidents", shown)[1])  # type: ignore[index]
+    assert found >= 1  # a metric that vanishes cannot be missed
+    assert report.read_text().count('class="chart"') > 15
+    assert list(folder.glob("anomaly-times/scores/demo-traffic/*.parquet"))
+
+    commands = [shlex.split(line) for line in shown.splitlines() if line.startswith("  at ")]
+    assert len(commands) == 3
+    for command in commands[:2]:
+        result = at(*command[1:])
+        assert result.exit_code == 0, result.stderr
+        assert "made one for the occasion" not in result.stderr
+    assert Path("forecast.html").is_file()
+
+
+def test_one_process_and_two_find_and_write_the_same(tmp_path: Path) -> None:
+    spec = {"promql": QUERY, "step": "10m", "forecast": {"model": "seasonal_naive"}}
+    missions = [Mission.model_validate({"name": name, **spec}) for name in ("one", "two")]
+    times = [AT - (26 - i) * HOUR for i in range(26)]
+    found, written = [], []
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        requests().to_frame().write_parquet(folder / "requests.parquet")
+        done: list[int] = []
+        found.append(replay_folder(missions, folder, times, every=HOUR, workers=workers, on_done=done.append))
+        written.append(sorted(path.relative_to(folder) for path in folder.rglob("*.parquet")))
+        assert sorted(done) == [2, 2, 24, 24]
+    assert len(written[0]) > 100
+    assert written[0] == written[1]
+    for name in ("one", "two"):
+        np.testing.assert_array_equal(found[0].scores[name].score, found[1].scores[name].score)
+        assert np.isfinite(found[0].scores[name].score).sum() > 450
+
+
+@pytest.mark.parametrize("content", ["notes.txt", "report.html"])
+def test_the_demo_never_touches_a_folder_that_is_not_its_own(at: Run, tmp_path: Path, content: str) -> None:
+    (tmp_path / content).write_text("mine")
+    result = at("demo", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {tmp_path} is there and is no demo\nhint: ")
+    assert [path.name for path in tmp_path.iterdir()] == [content]
+    with pytest.raises(UsageError, match="is no demo"):
+        planted_incidents(tmp_path / content)
+
+
+def test_a_replay_never_looks_ahead_and_writes_only_when_asked_to() -> None:
+    store = MemoryStore({QUERY: requests()})
+    mission = Mission.model_validate(
+        {
+            "name": "m",
+            "promql": QUERY,
+            "step": "10m",
+            "offset": "1ms",
+            "forecast": {"model": "seasonal_naive", "lookback": "14d"},
+            "detect": {"min_deviation": 20},
+        }
+    )
+    times = [AT - 3 * HOUR + i * HOUR + mission.offset for i in range(3)]
+    cutoffs = []
+    written = replay([mission], {"": store}, times, every=HOUR, write=False, on_done=lambda: cutoffs.append(1))
+    everything = Grid.ending(AT + HOUR, mission.step, 100)
+    assert store.read_forecasts([mission], everything) == {}
+    assert store.read_scores([mission], everything) == {}
+    assert len(cutoffs) == 3
+
+    stored = replay([mission], {"": store}, times, every=HOUR, write=True)
+    for each in (written, stored):
+        scores = each.scores["m"]
+        assert scores.grid == Grid.ending(AT, mission.step, 18)
+        assert np.argwhere(scores.score > 1).tolist() == [[2, 15], [2, 16], [2, 17]]
+    np.testing.assert_array_equal(written.scores["m"].score, stored.scores["m"].score)
+    np.testing.assert_array_equal(store.read_scores([mission], scores.grid)["m"].y, stored.scores["m"].score)
+
+
+def test_a_replay_tells_what_failed_and_goes_on() -> None:
+    store = MemoryStore({QUERY: requests(), "gone": NoSeriesError("gone")})
+    missions = [
+        Mission.model_validate({"name": name, "promql": promql, "step": "10m", "forecast": {"model": "seasonal_naive"}})
+        for name, promql in (("good", QUERY), ("bad", "gone"))
+    ]
+    found = replay(missions, {"": store}, [AT - HOUR], every=HOUR, write=True)
+    assert list(found.scores) == ["good"]
+    assert found.errors["bad"].message == "gone"
+
+
+def test_scores_are_joined_over_gaps_and_series_that_come_and_go() -> None:
+    a, b = Labels.of({"job": "a"}), Labels.of({"job": "b"})
+    step = timedelta(minutes=5)
+
+    def part(labels: tuple[Labels, ...], end: datetime, *values: float) -> Scores:
+        y = np.array([values] * len(labels), dtype=np.float64)
+        return Scores(labels, Grid.ending(end, step, len(values)), y, y, y, y, y)
+
+    joined = join_scores([part((b,), AT, 5, 6), part((a, b), AT - 3 * step, 1, 2)])
+    assert joined.labels == (a, b)
+    assert joined.grid == Grid.ending(AT, step, 5)
+    np.testing.assert_array_equal(joined.score, [[1, 2, np.nan, np.nan, np.nan], [1, 2, np.nan, 5, 6]])
+
+
+def _row(y: Floats) -> float:
+    return liveliness(Panel((Labels.of({"job": "a"}),), Grid.ending(AT, timedelta(minutes=5), len(y)), y[None]))
+
+
+def test_a_rhythm_is_livelier_than_noise_and_flat_lines_are_not_lively() -> None:
+    rng = np.random.default_rng(0)
+    t = np.arange(576)
+    rhythm = 10 + 5 * np.sin(t / 288 * 2 * np.pi) + rng.normal(0, 0.5, 576)
+    noise = 10 + rng.normal(0, 5, 576)
+    assert _row(rhythm) > 0.9
+    assert _row(noise) < 0.2
+    assert _row(np.full(576, 3.0)) == 0
+    assert _row((t % 2).astype(float)) == 0  # few values
+    assert _row(1e6 + rhythm) == 0  # moves by less than a hundredth
+    assert _row(np.where(t > 250, np.nan, rhythm)) == 0
+    assert liveliness(Panel((), Grid.ending(AT, timedelta(minutes=5), 3), np.empty((0, 3)))) == 0
+
+
+def test_lively_metrics_are_picked_from_different_families_first() -> None:
+    grid = Grid.ending(AT, timedelta(minutes=5), 576)
+    wave = 10 + 5 * np.sin(np.arange(576) / 288 * 2 * np.pi)
+    slow = wave + np.random.default_rng(0).normal(0, 2, 576)
+    job = (Labels.of({"job": "a"}),)
+    store = MemoryStore(
+        {
+            "sum by (job) (rate(http_requests_total[10m]))": Panel(job, grid, wave[None]),
+            "avg by (job) (http_inflight)": Panel(job, grid, wave[None]),
+            "avg by (job) (node_load1)": Panel(job, grid, slow[None]),
+            "avg by (job) (node_flat)": Panel(job, grid, np.ones((1, 576))),
+        }
+    )
+    looked: list[int] = []
+    names = ["http_requests_total", "http_inflight", "node_load1", "node_flat", "node_gone"]
+    missions = pick_lively(store, names, now=AT + timedelta(minutes=1), n=2, on_done=lambda: looked.append(1))
+    assert [mission.promql for mission in missions] == [
+        "sum by (job) (rate(http_requests_total[10m]))",
+        "avg by (job) (node_load1)",
+    ]
+    assert len(looked) == 5
+    assert len({mission.name for mission in missions}) == 2
+
+
+def test_candidates_are_spread_and_dull_or_own_names_left_out() -> None:
+    names = [f"app_{i:03}" for i in range(200)]
+    dull = [
+        "up",
+        "anomaly_score",
+        "go_gc_seconds",
+        "x_bucket",
+        "node_uname_info",
+        "scrape_duration_seconds",
+        "bad name",
+    ]
+    assert candidates([*dull, *names[:3]]) == names[:3]
+    some = candidates(names, most=10)
+    assert len(some) == 10
+    assert (some[0], some[-1]) == (names[0], names[-1])
