@@ -37,7 +37,7 @@ from anomaly_times.errors import (
 )
 from anomaly_times.settings import Source
 
-__all__ = ["HttpClient", "RefusedError"]
+__all__ = ["HttpClient", "RefusedError", "TooLargeError"]
 
 Params = Mapping[str, str | Sequence[str]]
 
@@ -51,7 +51,7 @@ _UNAVAILABLE = frozenset({429, 502, 503, 504})
 
 
 class RefusedError(StoreError):
-    """The server understood the request and says no: `status` is its HTTP status, `text` its words, shortened."""
+    """The server understood the request and says no: `status` is its HTTP status, `text` its words."""
 
     def __init__(self, message: str, *, hint: str = "", status: int = 0, text: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -64,6 +64,10 @@ class RefusedError(StoreError):
 
 def _rebuild_refused(message: str, hint: str, status: int, text: str) -> RefusedError:
     return RefusedError(message, hint=hint, status=status, text=text)
+
+
+class TooLargeError(StoreDataError):
+    """The answer is larger than allowed; what came of it was thrown away."""
 
 
 class HttpClient:
@@ -114,6 +118,7 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         retry: bool = True,
         deadline: float | None = None,
+        max_bytes: int | None = None,
     ) -> bytes:
         """The decoded body of a 2xx answer.
 
@@ -126,17 +131,20 @@ class HttpClient:
             retry: try again after connection errors, timeouts, 429 and 5xx except 501, with growing random pauses
                 inside the deadline, or as `Retry-After` says. `False` where doing a thing twice would do harm.
             deadline: seconds for all attempts together, the source's `timeout` by default.
+            max_bytes: decoded size of the answer at most, where that is less than the source's `max_response_bytes`.
 
         Raises:
             StoreUnavailableError: nobody there, not in time, or 429, 502, 503, 504 to the end.
             StoreAuthError: 401 or 403.
-            StoreDataError: the answer is too large, or its compression is broken.
+            TooLargeError: the answer is larger than allowed.
+            StoreDataError: its compression is broken.
             RefusedError: any other status that is no success, redirects included.
             UsageError: a password or token file cannot be read.
         """
         seconds = self._source.timeout.total_seconds() if deadline is None else deadline
         until = time.monotonic() + seconds
         where = _shown(url)
+        limit = min(max_bytes or self._source.max_response_bytes, self._source.max_response_bytes)
         sent = {**self._headers, **self._authorization(), **(headers or {})}
         if params is not None:
             form = urlencode(params, doseq=True)
@@ -147,7 +155,7 @@ class HttpClient:
                 url = f"{url}?{form}"
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                return self._once(method, url, content, sent, until)
+                return self._once(method, url, content, sent, until, limit)
             except _TryAgainError as exc:
                 pause = exc.wait if exc.wait is not None else _pause(attempt)
                 if not retry or attempt == _ATTEMPTS or time.monotonic() + pause >= until:
@@ -190,7 +198,9 @@ class HttpClient:
             return {"Authorization": "Basic " + base64.b64encode(f"{source.username}:{password}".encode()).decode()}
         return {}
 
-    def _once(self, method: str, url: str, content: bytes | None, headers: Mapping[str, str], until: float) -> bytes:
+    def _once(
+        self, method: str, url: str, content: bytes | None, headers: Mapping[str, str], until: float, limit: int
+    ) -> bytes:
         where = _shown(url)
         left = until - time.monotonic()
         if left <= 0:
@@ -206,7 +216,7 @@ class HttpClient:
         try:
             with self._client.stream(method, url, content=content, headers=dict(headers), timeout=timeout) as response:
                 if response.is_success:
-                    return self._body(response, where, self._source.max_response_bytes, until)
+                    return self._body(response, where, limit, until)
                 body = self._body(response, where, _ERROR_BODY, until, cut=True)
         except httpx.PoolTimeout:
             raise
@@ -219,14 +229,14 @@ class HttpClient:
         except httpx.TransportError as exc:
             if isinstance(_cause(exc, ssl.SSLCertVerificationError), ssl.SSLCertVerificationError):
                 raise StoreUnavailableError(
-                    f"{where} shows a certificate that is not trusted: {_one_line(str(exc))}",
+                    f"{where} shows a certificate that is not trusted: {_shortened(_one_line(str(exc)))}",
                     hint="set `ca_file` of the source to the authority's PEM file",
                 ) from exc
             if isinstance(exc, (httpx.UnsupportedProtocol, httpx.LocalProtocolError)):
                 raise StoreError(f"{where} cannot be asked: {type(exc).__name__}") from exc
             raise _TryAgainError(
                 StoreUnavailableError(
-                    f"{where} cannot be reached: {_one_line(str(exc)) or type(exc).__name__}",
+                    f"{where} cannot be reached: {_shortened(_one_line(str(exc))) or type(exc).__name__}",
                     hint="is the URL right, and the server up?",
                 )
             ) from exc
@@ -246,7 +256,7 @@ class HttpClient:
                 if size > limit:
                     if cut:
                         break
-                    raise StoreDataError(
+                    raise TooLargeError(
                         f"{where} answers more than {limit:,} bytes",
                         hint="ask for fewer series or less time, or raise the source's `max_response_bytes`",
                     )
@@ -273,7 +283,7 @@ class _TimeUpError(Exception):
 def _error_for(response: httpx.Response, where: str, body: bytes) -> Exception:
     """What to raise for an answer that is no success."""
     status, text = response.status_code, _words(body)
-    said = f"{where} answers {status}" + (f": {text}" if text else "")
+    said = f"{where} answers {status}" + (f": {_shortened(text)}" if text else "")
     if status in (401, 403):
         return StoreAuthError(said, hint="check the source's `username`/`password` or `bearer_token` and its rights")
     if response.is_redirect:
@@ -294,7 +304,7 @@ def _error_for(response: httpx.Response, where: str, body: bytes) -> Exception:
 
 
 def _words(body: bytes) -> str:
-    """The server's own words: `error` of Prometheus' JSON, or the first line of text; 500 characters at most."""
+    """The server's own words: `error` of Prometheus' JSON, or the first line of text."""
     try:
         answer = msgspec.json.decode(body)
         found = answer.get("error") or answer.get("message") if isinstance(answer, dict) else None
@@ -309,8 +319,12 @@ def _words(body: bytes) -> str:
 
 
 def _one_line(text: str) -> str:
-    text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return text if len(text) <= 500 else text[:499] + "…"
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+
+def _shortened(text: str) -> str:
+    """400 characters of begin and end: a server that repeats the query in front names its reason last."""
+    return text if len(text) <= 400 else f"{text[:150]} … {text[-250:]}"
 
 
 def _shown(url: str) -> str:

@@ -1,0 +1,446 @@
+"""A server that speaks Prometheus' query API: VictoriaMetrics (single node, cluster), Prometheus, Mimir, Thanos.
+
+What differs between servers is asked of them (`is_victoria_metrics`), never guessed from a version.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from anomaly_times.conventions import FORECAST_METRICS, LABEL_MISSION, SCORE
+from anomaly_times.durations import EPOCH, format_duration, milliseconds
+from anomaly_times.errors import QueryError, StoreError
+from anomaly_times.mission import Mission
+from anomaly_times.panel import Floats, Forecast, Grid, Labels, Panel, Scores
+from anomaly_times.settings import Source, WriteMode
+from anomaly_times.stores import Written, writing
+from anomaly_times.stores.http import HttpClient, RefusedError, TooLargeError
+from anomaly_times.stores.matrix import parse_matrix, parse_samples, parse_strings
+from anomaly_times.stores.promql import Query, parse_query, point_at, server_position, server_reason
+from anomaly_times.stores.state import ForecastFiles
+
+__all__ = ["PrometheusStore"]
+
+_MOST_STEPS = 11_000
+"""Prometheus refuses more points a series in one answer."""
+_MOST_POINTS = 3_000_000
+"""In one answer: about 70 MB. Larger pieces cost memory, smaller ones time on the server."""
+_IN_FLIGHT = 2
+_LONGEST_SELECTOR = 16_000
+_BYTES_A_SAMPLE, _BYTES_A_SERIES, _BYTES_ANYWAY = 50, 4096, 64 * 1024 * 1024
+
+_REFUSED_QUERY = (400, 422)
+# -search.latencyOffset is 30 s and applies to steps below -search.maxStepForPointsAdjustment, 1 m.
+_LATENCY_STEP = timedelta(minutes=1)
+_LATENCY_MS = 60_000
+_SKEW_MS = 5_000
+
+
+class PrometheusStore:
+    """The `Store` over HTTP; safe to use from several threads, asks nothing of a server until it is used.
+
+    Args:
+        source: the server, its credentials and limits.
+        state: folder for forecasts that wait for their time (`write: at_detection`).
+        client: in place of one made from `source`, for tests.
+    """
+
+    def __init__(self, source: Source, *, state: Path, client: HttpClient | None = None) -> None:
+        self.source = source
+        self.state = state
+        self.client = client or HttpClient(source)
+        self._lock = threading.Lock()
+        self._victoria: dict[str, bool] = {}
+        self._written: dict[Labels, tuple[str, str, Labels]] = {}
+
+    @property
+    def name(self) -> str:
+        """The base URL for queries."""
+        return self.source.read_url
+
+    @property
+    def is_victoria_metrics(self) -> bool:
+        """Whether results are read back from VictoriaMetrics, which may hold the future; asked once.
+
+        Raises:
+            StoreError: the server is away or refuses to answer.
+        """
+        return self._is_victoria(self.source.readback_url)
+
+    def writes_ahead(self, mission: Mission) -> bool:
+        """Whether forecasts of `mission` are written at once, at the times that they are for.
+
+        Raises:
+            StoreError: that depends on the server, and it does not answer.
+        """
+        mode = mission.write if mission.write is not WriteMode.AUTO else self.source.write_mode
+        return self.is_victoria_metrics if mode is WriteMode.AUTO else mode is WriteMode.AHEAD
+
+    def read(self, promql: str, grid: Grid, *, max_series: int = 10_000) -> Panel:
+        """The series that `promql` answers at the times of `grid`, as `Store.read` says.
+
+        Raises:
+            QueryError: as `Store.read` says; a query that the server refuses is shown with its words and a caret.
+            StoreError: the server is away, refuses us, or answers what cannot be understood.
+        """
+        query = parse_query(promql)
+        if not grid.n:
+            return Panel((), grid, np.empty((0, 0)))
+        url = self.source.read_url
+        try:
+            labels, y = self._range(promql, grid, url, max_series=max_series)
+        except RefusedError as exc:
+            raise self._refused(query, exc) from exc
+        if not labels:
+            raise self._nothing(query, grid)
+        return Panel(tuple(labels), grid, y)
+
+    def query_range(self, promql: str, grid: Grid, *, url: str | None = None) -> tuple[list[Labels], Floats]:
+        """The series of a range query, sorted by label set, and float64[S, T]; nothing found is no error.
+
+        Args:
+            promql: taken as it is.
+            grid: at least one point.
+            url: base URL to ask, `source.read_url` by default.
+
+        Raises:
+            QueryError: the answer gives two series with equal labels.
+            StoreError: the server is away, refuses, or answers what cannot be understood.
+        """
+        return self._range(promql, grid, url or self.source.read_url)
+
+    def query(
+        self, promql: str, at: datetime, *, url: str | None = None
+    ) -> list[tuple[Labels, list[tuple[int, float]]]]:
+        """The samples that an instant query answers: for each series `(ms since the epoch, value)`.
+
+        One sample a series for a vector; the raw samples of the window for a range selector such as `m[1ms]`.
+
+        Args:
+            promql: taken as it is.
+            at: time of the evaluation.
+            url: base URL to ask, `source.read_url` by default.
+
+        Raises:
+            StoreError: the server is away, refuses, or answers what cannot be understood.
+        """
+        base = url or self.source.read_url
+        # Without `nocache` VictoriaMetrics moves a time close to now back by -search.latencyOffset.
+        body = self._post(base, "query", {"query": promql, "time": _seconds(milliseconds(at - EPOCH)), "nocache": "1"})
+        return parse_samples(body, where=base)
+
+    def read_forecasts(self, missions: Sequence[Mission], grid: Grid) -> Mapping[str, Forecast]:
+        """For each mission (by name) the freshest stored forecast at every time of `grid`, as `Store` says.
+
+        One query for any number of missions, at `source.readback_url`. A forecast `k` steps after its cutoff lies `k`
+        ms before its time, so the last sample within a step is the newest one that is for this time.
+
+        Raises:
+            StoreError: the server is away, refuses, or answers what cannot be understood.
+        """
+        ahead = [mission for mission in missions if self.writes_ahead(mission)]
+        later = [mission for mission in missions if not self.writes_ahead(mission)]
+        found = dict(ForecastFiles(self.state).read(later, grid)) if later else {}
+        for name, (labels, values) in self._read_back(ahead, grid, FORECAST_METRICS).items():
+            values[:, np.isnan(values).any(axis=0)] = np.nan
+            found[name] = Forecast(labels, grid, None, *values)
+        return found
+
+    def read_scores(self, missions: Sequence[Mission], grid: Grid) -> Mapping[str, Panel]:
+        """For each mission (by name) the scores stored at the times of `grid`; none: not in the answer.
+
+        Raises:
+            StoreError: the server is away, refuses, or answers what cannot be understood.
+        """
+        found = self._read_back(missions, grid, (SCORE,))
+        return {name: Panel(labels, grid, values[0]) for name, (labels, values) in found.items()}
+
+    def write_forecasts(self, forecasts: Sequence[tuple[Mission, Forecast]]) -> Written:
+        """Store these forecasts, ahead or to wait for their time; see `writing.write_forecasts`."""
+        return writing.write_forecasts(self, forecasts)
+
+    def write_scores(self, scores: Sequence[tuple[Mission, Scores]]) -> Written:
+        """Store these scores; see `writing.write_scores`."""
+        return writing.write_scores(self, scores)
+
+    def close(self) -> None:
+        """Give connections back."""
+        self.client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"PrometheusStore({self.name})"
+
+    def _post(self, base: str, endpoint: str, params: dict[str, str], *, max_bytes: int | None = None) -> bytes:
+        form: dict[str, str | list[str]] = {
+            **params,
+            # Better no answer than a part of the data: VictoriaMetrics' cluster and Thanos know these.
+            "deny_partial_response": "1",
+            "partial_response": "false",
+            "timeout": format_duration(self.source.timeout),
+            "extra_label": [f"{name}={value}" for name, value in self.source.extra_labels.items()],
+            "extra_filters[]": list(self.source.extra_filters),
+        }
+        return self.client.request("POST", f"{base}/api/v1/{endpoint}", params=form, max_bytes=max_bytes)
+
+    def _is_victoria(self, base: str) -> bool:
+        with self._lock:
+            if base not in self._victoria:
+                # A function that only MetricsQL has; Debian's VictoriaMetrics tells no version.
+                try:
+                    body = self._post(base, "query", {"query": "range_last(vector(1))"})
+                    self._victoria[base] = bool(parse_samples(body, where=base))
+                except RefusedError as exc:
+                    if exc.status not in _REFUSED_QUERY:
+                        raise _wrong_url(exc) from exc
+                    self._victoria[base] = False
+            return self._victoria[base]
+
+    def _range(
+        self, promql: str, grid: Grid, base: str, *, max_series: int | None = None
+    ) -> tuple[list[Labels], Floats]:
+        """Series sorted by label set and their values, read in pieces; series without any value are left out."""
+        self._is_victoria(base)
+        rows = _Rows(grid, base, max_series)
+        size = max(1, min(_MOST_STEPS, _MOST_POINTS // (max_series or 10_000)))
+        if grid.n <= size:
+            self._piece(promql, slice(0, grid.n), base, rows)
+            return rows.finish()
+        # How many series there are decides how long a piece may be: the newest steps tell.
+        newest = slice(grid.n - max(1, size // 4), grid.n)
+        self._piece(promql, newest, base, rows)
+        size = max(1, min(_MOST_STEPS, _MOST_POINTS // rows.count if rows.count else size))
+        pieces = [slice(max(0, stop - size), stop) for stop in range(newest.start, 0, -size)]
+        pool = ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="read")
+        try:
+            for future in [pool.submit(self._piece, promql, piece, base, rows) for piece in pieces]:
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return rows.finish()
+
+    def _piece(self, promql: str, columns: slice, base: str, rows: _Rows) -> None:
+        grid = rows.grid[columns]
+        asked = self._beyond_now(grid, base)
+        params = {
+            "query": promql,
+            "start": _seconds(asked.start_ms),
+            "end": _seconds(milliseconds(asked.end - EPOCH)),
+            "step": _seconds(asked.step_ms),
+        }
+        if self._is_victoria(base):
+            # Its cache moves start and end, and answers old values where samples came late.
+            params["nocache"] = "1"
+        limit = None
+        if rows.max_series is not None:
+            limit = _BYTES_ANYWAY + rows.max_series * (_BYTES_A_SERIES + _BYTES_A_SAMPLE * asked.n)
+        try:
+            body = self._post(base, "query_range", params, max_bytes=limit)
+        except TooLargeError as exc:
+            if limit is None or limit >= self.source.max_response_bytes:
+                raise
+            raise _too_many(base, f"far more than {rows.max_series:,}", rows.max_series or 0) from exc
+        labels, y = parse_matrix(body, asked, where=base)
+        rows.put(labels, y[:, : grid.n], columns)
+
+    def _beyond_now(self, grid: Grid, base: str) -> Grid:
+        """`grid`, longer where VictoriaMetrics would repeat an old value for the newest times.
+
+        For steps below a minute it overwrites the last 30 s before now with the value before them, unless the range
+        reaches further than a step past now (measured).
+        """
+        if not self._is_victoria(base) or grid.step >= _LATENCY_STEP:
+            return grid
+        now = time.time_ns() // 1_000_000
+        last = milliseconds(grid.end - EPOCH)
+        if last < now - _LATENCY_MS:
+            return grid
+        more = max(0, now + _SKEW_MS - last) // grid.step_ms + 2
+        return Grid(grid.start, grid.step, grid.n + more)
+
+    def _read_back(
+        self, missions: Sequence[Mission], grid: Grid, metrics: tuple[str, ...]
+    ) -> dict[str, tuple[tuple[Labels, ...], Floats]]:
+        """By mission the label sets, sorted, and float64[metric, S, T] of what is stored for the times of `grid`."""
+        if not missions or not grid.n:
+            return {}
+        window = f"{grid.step_ms - 1}ms"
+        place = {metric: i for i, metric in enumerate(metrics)}
+        labels: list[Labels] = []
+        parts: list[Floats] = []
+        for names in _chunks([mission.name for mission in missions]):
+            # Names of metrics and missions hold nothing that a regular expression would take as its own.
+            selector = f'{{__name__=~"{"|".join(metrics)}",{LABEL_MISSION}=~"{"|".join(names)}"}}'
+            found, y = self._range(f"last_over_time({selector}[{window}])", grid, self.source.readback_url)
+            labels += found
+            parts.append(y)
+        y = np.concatenate(parts)
+        keys: dict[str, dict[Labels, list[int]]] = {}
+        for i, row in enumerate(labels):
+            metric, mission, key = self._known(row)
+            if metric in place:
+                keys.setdefault(mission, {}).setdefault(key, [-1] * len(metrics))
+                rows = keys[mission][key]
+                if rows[place[metric]] >= 0:
+                    # Two relays wrote the same under labels that are ignored.
+                    first = rows[place[metric]]
+                    y[first] = np.where(np.isnan(y[first]), y[i], y[first])
+                else:
+                    rows[place[metric]] = i
+        # The row −1 stands for a metric that a series lacks.
+        y = np.concatenate([y, np.full((1, grid.n), np.nan)])
+        answer = {}
+        for mission, series in keys.items():
+            ordered = sorted(series)
+            picked = np.array([series[key] for key in ordered], dtype=np.int64).T
+            answer[mission] = (tuple(ordered), y[picked])
+        return answer
+
+    def _known(self, row: Labels) -> tuple[str, str, Labels]:
+        """Metric, mission, and the labels that a result was written with."""
+        known = self._written.get(row)
+        if known is None:
+            if len(self._written) > 300_000:
+                self._written.clear()
+            key = row.without(("__name__", *self.source.ignore_labels))
+            known = self._written[row] = (row.get("__name__"), row.get(LABEL_MISSION), key)
+        return known
+
+    def _refused(self, query: Query, exc: RefusedError) -> StoreError | QueryError:
+        """What to raise where the server refuses a query."""
+        if exc.status not in _REFUSED_QUERY:
+            return _wrong_url(exc)
+        position = server_position(query.text, exc.text)
+        if position is None:
+            position = query.position
+        shown = "" if position is None else "\n" + point_at(query.text, position)
+        return QueryError(
+            f"{self.name} refuses the query: {server_reason(exc.text) or exc.message}{shown}",
+            hint=f"as PromQL: {query.problem}" if query.problem else "",
+        )
+
+    def _nothing(self, query: Query, grid: Grid) -> QueryError:
+        """Why a query answers nothing: which of its selectors has no series."""
+        span = {"start": _seconds(grid.start_ms), "end": _seconds(milliseconds(grid.end - EPOCH))}
+        when = f"between {grid.start:%Y-%m-%d %H:%M} and {grid.end:%Y-%m-%d %H:%M} UTC"
+        base = self.source.read_url
+        missing = []
+        for selector in query.selectors[:20]:
+            # Names only: the series themselves may be millions.
+            try:
+                body = self._post(base, "label/__name__/values", {"match[]": selector, **span})
+            except RefusedError:
+                return QueryError(f"{self.name}: the query answers no series {when}")
+            if not parse_strings(body, where=base):
+                missing.append(selector)
+        if missing:
+            return QueryError(
+                f"{self.name}: no series matches {' nor '.join(missing)} {when}",
+                hint="check the metric's name and the labels, and whether the source holds that time",
+            )
+        what = "its selectors match series, and yet " if query.selectors else ""
+        return QueryError(
+            f"{self.name}: {what}the query answers nothing {when}",
+            hint="is a range like [5m] shorter than two scrapes? do both sides of an operator have equal labels?",
+        )
+
+
+class _Rows:
+    """The matrix of one read, filled piece by piece from several threads."""
+
+    def __init__(self, grid: Grid, where: str, max_series: int | None) -> None:
+        self.grid = grid
+        self.max_series = max_series
+        self._where = where
+        self._lock = threading.Lock()
+        self._index: dict[Labels, int] = {}
+        self._y = np.empty((0, grid.n))
+
+    @property
+    def count(self) -> int:
+        """How many series came up to now."""
+        return len(self._index)
+
+    def put(self, labels: list[Labels], part: Floats, columns: slice) -> None:
+        """Take the values of these series at the times `columns`.
+
+        Raises:
+            QueryError: there are too many series, or two with equal labels.
+        """
+        with self._lock:
+            new = sorted(set(labels).difference(self._index))
+            self._index |= {row: i for i, row in enumerate(new, start=len(self._index))}
+            if self.max_series is not None and len(self._index) > self.max_series:
+                raise _too_many(self._where, f"{len(self._index):,} or more", self.max_series)
+            if new:
+                rest = np.full((len(new), self.grid.n), np.nan)
+                self._y = np.concatenate([self._y, rest]) if len(self._y) else rest
+            rows = np.array([self._index[row] for row in labels], dtype=np.int64)
+            if len(np.unique(rows)) < len(rows):
+                twice = next(row for row, count in Counter(labels).items() if count > 1)
+                raise QueryError(
+                    f"{self._where} answers two series with equal labels: {twice}",
+                    hint="does the query drop a label that tells them apart?",
+                )
+            self._y[rows, columns] = part
+
+    def finish(self) -> tuple[list[Labels], Floats]:
+        """All series with at least one value, sorted by label set."""
+        labels = list(self._index)
+        full = np.count_nonzero(np.isnan(self._y), axis=1) < self.grid.n
+        order = sorted(np.flatnonzero(full).tolist(), key=labels.__getitem__)
+        if order == list(range(len(labels))):
+            return labels, self._y
+        return [labels[i] for i in order], self._y[order]
+
+
+def _too_many(where: str, count: str, limit: int) -> QueryError:
+    return QueryError(
+        f"{where}: the query answers {count} series, and {limit:,} are allowed",
+        hint="narrow its selectors, aggregate (`sum by (…)`), or raise `max_series`",
+    )
+
+
+def _wrong_url(exc: RefusedError) -> StoreError:
+    if exc.status != 404:
+        return exc
+    return StoreError(
+        exc.message,
+        hint="is that the base URL for queries? e.g. http://victoria:8428, http://vmselect:8481/select/0/prometheus, "
+        "http://mimir/prometheus",
+    )
+
+
+def _chunks(names: Sequence[str]) -> Iterator[list[str]]:
+    """`names` in groups whose selector stays of bearable length."""
+    group: list[str] = []
+    length = 0
+    for name in names:
+        if group and length + len(name) + 1 > _LONGEST_SELECTOR:
+            yield group
+            group, length = [], 0
+        group.append(name)
+        length += len(name) + 1
+    yield group
+
+
+def _seconds(ms: int) -> str:
+    """Milliseconds as the API wants its times: in seconds."""
+    return f"{ms // 1000}.{ms % 1000:03d}"
