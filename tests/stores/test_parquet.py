@@ -290,27 +290,28 @@ def test_selectors_match_as_in_prometheus(tmp_path: Path, promql: str, values: l
     [
         ("rate(http_requests[5m])", "answers label selectors only"),
         ("sum by (job) (http_requests)", "answers label selectors only"),
+        ("http_requests / http_requests", "answers label selectors only"),
         ("http_requests / 2", "answers label selectors only"),
         ("-http_requests", "answers label selectors only"),
-        ("http_requests[5m]", "answers label selectors only"),
-        ("42", "answers label selectors only"),
+        ("+".join(["http_requests"] * 1000), "answers label selectors only"),
+        ("-" * 10_000 + "up", "answers label selectors only"),
+        ("http_requests[5m]", "no series"),
+        ("42", "no series"),
         ("http_requests offset 1h", "offset or @ modifier"),
         ("http_requests @ 1740830400", "offset or @ modifier"),
         ('{job=~".*"}', "at least one non-empty matcher"),
         ('http_requests{job=~"("}', "regex"),
         ('http_requests{job=~"a)|(b"}', "regular expression"),
-        ("http_requests{job=", "is no PromQL"),
-        ("", "is no PromQL"),
-        ("(" * 9_000 + "up" + ")" * 9_000, "too deeply nested"),
-        ("-" * 10_000 + "up", "too deeply nested"),
-        ('up{a="' + "x" * 30_000 + '"}', "too long"),
+        ("http_requests{job=", r"'{' is not closed\n  http_requests{job=\n               \^"),
+        ("", "empty"),
+        ("(" * 9_000 + "up" + ")" * 9_000, "nests more than"),
+        ('up{a="' + "x" * 30_000 + '"}', "30,008 characters"),
     ],
 )
 def test_what_is_no_selector_is_a_query_error(tmp_path: Path, promql: str, message: str) -> None:
     file(tmp_path, "m.csv", HTTP)
     with pytest.raises(QueryError, match=message) as caught:
         store(tmp_path).read(promql, GRID)
-    assert caught.value.hint
     assert len(caught.value.message) < 500
 
 
