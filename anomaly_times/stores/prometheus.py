@@ -139,6 +139,22 @@ class PrometheusStore:
         body = self._post(base, "query", {"query": promql, "time": _seconds(milliseconds(at - EPOCH)), "nocache": "1"})
         return parse_samples(body, where=base)
 
+    def metric_names(self, start: datetime, end: datetime) -> list[str]:
+        """The names of all metrics with series between `start` and `end`.
+
+        Raises:
+            StoreError: the server is away, refuses, or answers what cannot be understood.
+        """
+        base = self.source.read_url
+        span = {"start": _seconds(milliseconds(start - EPOCH)), "end": _seconds(milliseconds(end - EPOCH))}
+        filters = {
+            "extra_label": [f"{name}={value}" for name, value in self.source.extra_labels.items()],
+            "extra_filters[]": list(self.source.extra_filters),
+        }
+        # Prometheus takes no POST here.
+        body = self.client.request("GET", f"{base}/api/v1/label/__name__/values", params={**span, **filters})
+        return parse_strings(body, where=base)
+
     def read_forecasts(self, missions: Sequence[Mission], grid: Grid) -> Mapping[str, Forecast]:
         """For each mission (by name) the freshest stored forecast at every time of `grid`, as `Store` says.
 
