@@ -247,6 +247,8 @@ class DetectView:
     def title(self) -> str:
         """The query, and the time that was scored."""
         grid = self.scores.grid
+        if not grid.n:
+            return self.query.mission.promql
         return f"{self.query.mission.promql} · {stamp(grid.start)} to {stamp(grid.end)} UTC"
 
     @property
@@ -316,6 +318,8 @@ class DetectView:
     def notes(self) -> list[str]:
         """Where the forecast came from, warnings, gates, and points that could not be scored."""
         notes = []
+        if not self.scores.grid.n:
+            return notes
         if self.made is not None:
             grid = self.made.grid
             cutoff = stamp(grid.start - grid.step)

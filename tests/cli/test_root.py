@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import anomaly_times.cli.options
+from anomaly_times.cli import app
 from anomaly_times.errors import (
     AnomalyTimesError,
     MissingExtraError,
@@ -120,3 +121,11 @@ def _raising(error: BaseException) -> object:
         raise error
 
     return run
+
+
+def test_every_command_has_its_section_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    commands = [command.callback.__name__ for command in app.registered_commands if command.callback]
+    assert len(commands) >= 5
+    for command in commands:
+        assert f"\n## `at {command}`\n" in page
