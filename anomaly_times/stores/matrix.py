@@ -25,7 +25,7 @@ __all__ = ["parse_matrix", "parse_samples", "parse_strings"]
 
 logger = logging.getLogger(__name__)
 
-Integers = npt.NDArray[np.int64]
+_Integers = npt.NDArray[np.int64]
 
 _VALUES = b'"values":[['
 _FIRST_METRIC = b'{"metric":{'
@@ -147,30 +147,35 @@ def _cut(body: bytes) -> tuple[bytes, list[bytes], list[bytes]] | None:
             if not part.startswith(_NEXT_METRIC, end) or part[-1:] != b",":
                 return None
             metrics.append(part[end + len(_NEXT_METRIC) - 1 : -1])
-    return head[:start] + parts[-1][end + 1 :], metrics, cells
+    tail = parts[-1][end + 1 :]
+    return (head[:start] + tail, metrics, cells) if tail[:1] == b"]" else None
 
 
-def _numbers(cells: list[bytes], *, whole_seconds: bool) -> tuple[Integers, Integers, Floats] | None:
-    """Samples a series, and of all samples the times in ms and the values; `None` if any does not look as it must."""
+def _numbers(cells: list[bytes], *, whole_seconds: bool) -> tuple[_Integers, _Integers, Floats] | None:
+    """How many samples each series has; of all samples the times in ms, and the values.
+
+    `None` if anything does not look as it must.
+    """
     import polars as pl
 
     counts = np.array([cell.count(b"]") for cell in cells], dtype=np.int64) + 1
     # Every sample but the first follows a comma; with one before the first too, all are rows of three columns.
     text = b"," + b"],".join(cells).translate(_TO_CSV, b'["')
-    schema = {"empty": pl.String, "t": pl.Int64 if whole_seconds else pl.Float64, "v": pl.Float64}
+    schema = {"empty": pl.Int8, "t": pl.Int64 if whole_seconds else pl.Float64, "v": pl.Float64}
     try:
-        frame = pl.read_csv(text, has_header=False, schema=schema, columns=[1, 2], quote_char=None)
+        # Without the first column in the frame polars would take rows that are too long.
+        frame = pl.read_csv(text, has_header=False, schema=schema, quote_char=None)
     except pl.exceptions.PolarsError:
         return None
-    times, values = frame.get_columns()
-    if len(frame) != counts.sum() or times.null_count() or values.null_count():
+    empty, times, values = frame.get_columns()
+    if not len(frame) == counts.sum() == empty.null_count() or times.null_count() or values.null_count():
         return None
     seconds = times.to_numpy()
     ms = seconds * 1000 if whole_seconds else np.rint(seconds * 1000).astype(np.int64)
     return counts, ms, values.to_numpy()
 
 
-def _place(counts: Integers, times: Integers, values: Floats, grid: Grid, where: str) -> Floats:
+def _place(counts: _Integers, times: _Integers, values: Floats, grid: Grid, where: str) -> Floats:
     """The samples as a matrix; where every series has all points, they are in place already."""
     if len(counts) and (counts == grid.n).all() and (times.reshape(-1, grid.n) == grid.epoch_ms()).all():
         y = values.reshape(-1, grid.n)
@@ -268,6 +273,8 @@ def _not_understood(body: bytes, where: str, exc: Exception) -> StoreDataError:
 
 def _float(text: str, where: str) -> float:
     try:
-        return float(text)
+        if "_" not in text:  # which Python would skip
+            return float(text)
     except ValueError:
-        raise StoreDataError(f"{where} answers {text[:40]!r} where a number was expected") from None
+        pass
+    raise StoreDataError(f"{where} answers {text[:40]!r} where a number was expected")
