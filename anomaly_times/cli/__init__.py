@@ -60,9 +60,11 @@ class _Root(TyperGroup):
 def _tell(exc: Exception, message: str, hint: str, *, debug: bool) -> None:
     if debug:
         traceback.print_exception(exc, file=sys.stderr)
-    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {_printable(message)}", err=True)
+    # Typer drops colours in a pipe by itself, and knows nothing of NO_COLOR.
+    colour = False if os.environ.get("NO_COLOR") else None
+    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {_printable(message)}", err=True, color=colour)
     if hint:
-        typer.echo(f"{typer.style('hint:', bold=True)} {_printable(hint)}", err=True)
+        typer.echo(f"{typer.style('hint:', bold=True)} {_printable(hint)}", err=True, color=colour)
 
 
 def _printable(text: str) -> str:

@@ -317,7 +317,7 @@ class DetectView:
 
     def notes(self) -> list[str]:
         """Where the forecast came from, warnings, gates, and points that could not be scored."""
-        notes = []
+        notes: list[str] = []
         if not self.scores.grid.n:
             return notes
         if self.made is not None:

@@ -140,3 +140,12 @@ def test_a_file_that_cannot_be_is_refused_before_any_work(tmp_path: Path) -> Non
             output_format(None, file)
         with pytest.raises(UsageError, match="cannot be written"):
             output_format(None, None, file)
+
+
+def test_parquet_is_refused_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    with pytest.raises(UsageError, match="nothing for a terminal"):
+        output_format(Output.PARQUET, None)
+    assert output_format(Output.PARQUET, tmp_path / "f") is Output.PARQUET
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False)
+    assert output_format(Output.PARQUET, None) is Output.PARQUET

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -129,3 +130,20 @@ def test_every_command_has_its_section_in_the_docs() -> None:
     assert len(commands) >= 5
     for command in commands:
         assert f"\n## `at {command}`\n" in page
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+def test_errors_are_coloured_on_a_terminal_unless_no_color_is_set(no_color: str, coloured: bool) -> None:
+    ours, theirs = pty.openpty()
+    run = subprocess.Popen(
+        [sys.executable, "-m", "anomaly_times.cli", "detect", "--promql", "up", "--step", "0s"],
+        stderr=theirs,
+        env={**os.environ, "NO_COLOR": no_color, "TERM": "xterm"},
+        cwd=Path(__file__).parents[2],
+    )
+    assert run.wait(60) == 2
+    os.close(theirs)
+    shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert ("\x1b[31m" in shown) is coloured
+    assert "--step: '0s' is no time at all" in shown

@@ -119,6 +119,7 @@
       legend: { live: true },
       hooks: { drawClear: [shade(c)], setScale: [(u, key) => { if (key === "x") follow(u); }] },
     });
+    target.classList.toggle("scored", !!c.score);
     return new uPlot(options, data, target);
   }
 
