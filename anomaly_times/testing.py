@@ -265,7 +265,7 @@ def the_same_history_gives_the_same_forecast(model: Forecaster) -> None:
 def a_model_can_be_pickled(model: Forecaster) -> None:
     """It travels to other processes and forecasts the same there."""
     history = panel_of(_daily())
-    twin = pickle.loads(pickle.dumps(model))
+    twin = pickle.loads(pickle.dumps(model))  # noqa: S301 - our own bytes
     np.testing.assert_array_equal(_ask(twin, history).values, _ask(model, history).values)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from anomaly_times.models.registry import Forecaster
-from anomaly_times.models.season import rows_by_length
+from anomaly_times.models.season import nan_median, rows_by_length
 from anomaly_times.models.tails import tail_quantiles
 from anomaly_times.panel import Floats, Forecast, Panel
 
@@ -27,6 +27,7 @@ __all__ = ["forecast_with_bounds"]
 _ORIGINS, _ORIGINS_OF_SLOW = 8, 2
 _ENOUGH = 32
 _SCALE = 0.9
+_SPOILED, _FEWEST_TO_DROP = 3.0, 5
 
 
 def forecast_with_bounds(
@@ -87,7 +88,7 @@ def _cuts(n_points: int, h: int, origins: int) -> Sequence[int]:
 
 def _past_errors(model: Forecaster, part: Panel, h: int, origins: int, unit: Floats) -> Floats:
     """Errors of forecasts from inside the history, in units of the model's own spread: float64[S, N], NaN in gaps."""
-    errors = [np.empty((part.n_series, 0))]
+    errors: list[Floats] = []
     for cut in _cuts(part.grid.n, h, origins):
         ahead = min(h, part.grid.n - cut)
         past = model.forecast(part.columns(slice(cut)), h=ahead, quantiles=(1 - _SCALE, 0.5, _SCALE))
@@ -96,8 +97,32 @@ def _past_errors(model: Forecaster, part: Panel, h: int, origins: int, unit: Flo
             error = part.y[:, cut : cut + ahead] - yhat
             spread = np.where(error > 0, past.at(_SCALE) - yhat, yhat - past.at(1 - _SCALE))
             errors.append(error / np.maximum(spread, unit))
+    if not errors:
+        return np.empty((part.n_series, 0))
+    if len(errors) >= _FEWEST_TO_DROP:
+        _drop_incident(errors)
     pooled = np.concatenate(errors, axis=1)
     return np.where(np.isfinite(pooled), pooled, np.nan)
+
+
+def _drop_incident(errors: list[Floats]) -> None:
+    """Leave out each series' worst past forecast (in place) where it went three times as wrong as the median one.
+
+    With eight cut-offs an incident of a few hours spoils an eighth of all errors, more than a tail can bear.
+    """
+    sizes = np.stack([_mean(np.abs(one)) for one in errors], axis=1)
+    worst = sizes == np.fmax.reduce(sizes, axis=1)[:, None]
+    with np.errstate(invalid="ignore", over="ignore"):
+        spoiled = worst & (sizes > _SPOILED * nan_median(sizes)[:, None])
+    for i, one in enumerate(errors):
+        one[spoiled[:, i]] = np.nan
+
+
+def _mean(x: Floats) -> Floats:
+    known = np.isfinite(x)
+    with np.errstate(over="ignore"):
+        total = np.where(known, x, 0.0).sum(axis=1)
+    return np.where(known.any(axis=1), total / np.maximum(1, known.sum(axis=1)), np.nan)
 
 
 def _unit(below: Floats, above: Floats) -> Floats:

@@ -25,6 +25,7 @@ from anomaly_times.models.season import (
     DAY,
     Cycles,
     believed,
+    block_medians,
     blocks_of_rows,
     candidate_periods,
     fit_season,
@@ -38,11 +39,13 @@ from anomaly_times.panel import Floats, Panel, Quantiles
 
 __all__ = ["Profile"]
 
-_LEADS = 8
-_MOMENTS = 96
-_RIDGE = 3.0
+_LEADS = 7
+_MOMENTS = 64
+_RIDGE = 20.0
 _BANDS_A_DAY = 12
 _CLIP = 4.0
+_ECHO_RIDGE = 10.0
+_TINY = float(np.finfo(np.float64).tiny)
 _SHORT = "shorter than two cycles of any season: level only"
 
 Ints = npt.NDArray[np.intp]
@@ -94,7 +97,8 @@ class Profile:
                 spread = np.where(follows[:, None], np.maximum(spread, factor[:, None]), spread)
         day = next((c for c in cycles if c.period == DAY), None)
         window = max(2, min(round(DAY / part.grid.step), part.grid.n // 2))
-        level, errors = _rest(z, window, h, day, quantiles)
+        lags = [round(c.period / part.grid.step) for c in cycles if c.period >= DAY]
+        level, errors = _rest(z, window, h, lags, day, quantiles)
         out = (ahead + level)[:, :, None] + errors * spread[:, :, None]
         with np.errstate(over="ignore"):
             out = out * scale[:, :, None] + center[:, :, None]
@@ -110,15 +114,18 @@ def _center_and_scale(y: Floats) -> tuple[Floats, Floats]:
     return center, np.where(reach > 0, reach, 1.0)
 
 
-def _rest(z: Floats, window: int, h: int, day: Cycles | None, quantiles: Sequence[float]) -> tuple[Floats, Floats]:
+def _rest(
+    z: Floats, window: int, h: int, lags: Sequence[int], day: Cycles | None, quantiles: Sequence[float]
+) -> tuple[Floats, Floats]:
     """Forecast of what the seasons left, float64[S, h], and quantiles of its errors, float64[S, h, Q]."""
     n_points = z.shape[1]
     width = min(n_points, max(3, window // 24))
-    around = moving_level(z, width)
-    noise = np.abs(z - around)
-    size = _quantile_of_sample(noise, 0.75)
-    # Spikes shorter than half a block are cut, a level shift is followed.
-    calm = np.clip(z, around - _CLIP * size, around + _CLIP * size)
+    around = moving_level(z, 3 * width, width)
+    noise = z - around
+    limit = _CLIP * _quantile_of_sample(np.abs(noise), 0.75)
+    np.clip(noise, -limit, limit, out=noise)
+    # Short spikes are cut, a level shift is followed.
+    calm = around + noise
 
     reach = max(1, min(h, n_points // 3))
     leads = np.unique(np.geomspace(1, reach, _LEADS).round().astype(np.intp))
@@ -126,22 +133,29 @@ def _rest(z: Floats, window: int, h: int, day: Cycles | None, quantiles: Sequenc
     moments = np.unique(np.linspace(first, n_points - 1 - reach, _MOMENTS).astype(np.intp))
     if n_points < 4:
         moments = moments[:0]
-    base, bands, widths = _bands(calm, np.append(moments, n_points - 1), window)
+    base, bands, widths = _bands(calm, np.append(moments, n_points - 1), window, width)
     past, now = bands[:, :-1], bands[:, -1]
 
     at = moments[:, None] + leads
     target = calm[:, at] - base[:, :-1, None]
     weight = _persistence(past, target, leads, widths, n_points)
-    level = base[:, -1:] + np.einsum("sj,slj->sl", now, weight)
-    errors = z[:, at] - base[:, :-1, None] - np.matmul(past, weight.transpose(0, 2, 1))
+    between = _between(leads, h)
+    expected = base[:, :-1, None] + np.matmul(past, weight.transpose(0, 2, 1))
+    ahead = (base[:, -1:] + np.einsum("sj,slj->sl", now, weight)) @ between
+    mean = base + bands[:, :, -1]
+    for lag in lags:
+        echo, echo_ahead = _echo(calm, moments, leads, lag, h, mean)
+        strength = _regress(calm[:, at] - expected, echo, lag, n_points)
+        expected += strength[:, None, :] * echo
+        ahead += (strength @ between) * echo_ahead
+    errors = z[:, at] - expected
 
-    usual, usual_ahead = _usual_by_slot(np.minimum(noise, _CLIP * size), day, h)
+    usual, usual_ahead = _usual_by_slot(np.abs(noise, out=noise), day, h)
     errors /= usual[:, at]
     by_lead = _size(errors.transpose(0, 2, 1))
     shape = tail_quantiles((errors / by_lead[:, None, :]).reshape(len(z), -1), quantiles)
-    between = _between(leads, h)
     scale = (by_lead @ between) * usual_ahead
-    return level @ between, np.nan_to_num(shape)[:, None, :] * scale[:, :, None]
+    return ahead, np.nan_to_num(shape)[:, None, :] * scale[:, :, None]
 
 
 def _quantile_of_sample(x: Floats, q: float) -> Floats:
@@ -151,22 +165,33 @@ def _quantile_of_sample(x: Floats, q: float) -> Floats:
     return np.nan_to_num(np.take_along_axis(ordered, (q * np.maximum(0, count - 1)).astype(np.intp), axis=1))
 
 
-def _bands(x: Floats, moments: Ints, window: int) -> tuple[Floats, Floats, Floats]:
+def _bands(x: Floats, moments: Ints, window: int, width: int) -> tuple[Floats, Floats, Floats]:
     """The past of each moment as the mean of all before (float64[S, M]) and bands on top of it (float64[S, M, J]).
 
     Band j is the mean of the last `widths[j]` points less that of the next longer window; an empty window is taken for
-    the next longer one, so that its band is 0.
+    the next longer one, so that its band is 0. The longest window is a median, and the mean of all before is one of
+    values cut at their 10 % and 90 % quantiles, so that an incident of some hours leaves no trace in them.
     """
-    widths = [4**i for i in range(12) if 4**i < window] + [window]
+    widths = [4**i for i in range(12) if i == 0 or 4**i < window // 2]
     stop = moments + 1
-    starts = [np.maximum(0, stop - width) for width in widths] + [np.zeros_like(stop)]
-    means = window_mean(x, np.concatenate(starts), np.tile(stop, len(starts))).reshape(len(x), len(starts), -1)
-    for j in range(len(widths) - 1, -1, -1):
-        gap = np.isnan(means[:, j])
-        if gap.any():
-            means[:, j][gap] = means[:, j + 1][gap]
-    bands = np.ascontiguousarray((means[:, :-1] - means[:, 1:]).transpose(0, 2, 1))
-    return np.nan_to_num(means[:, -1]), np.nan_to_num(bands), np.array(widths, dtype=np.float64)
+    means = window_mean(x, np.concatenate([np.maximum(0, stop - w) for w in widths]), np.tile(stop, len(widths)))
+    short = means.reshape(len(x), len(widths), -1)
+
+    blocks, size = block_medians(x, width)
+    # Only blocks that are complete at the moment; before the first one is, that one.
+    until = np.maximum(1, (stop - (x.shape[1] - blocks.shape[1] * size)) // size)
+    low, high = (_quantile_of_sample(blocks, q) for q in (0.1, 0.9))
+    all_before = window_mean(np.clip(blocks, low, high), np.zeros_like(until), until)
+    reach = max(1, round(window / size))
+    back = until[:, None] - 1 - np.arange(reach)
+    recent = np.where(back >= 0, blocks[:, np.maximum(0, back)], np.nan)
+    levels = np.concatenate([short, nan_median(recent)[:, None], all_before[:, None]], axis=1)
+
+    if np.isnan(levels).any():
+        for j in range(levels.shape[1] - 2, -1, -1):
+            levels[:, j] = np.where(np.isnan(levels[:, j]), levels[:, j + 1], levels[:, j])
+    bands = np.ascontiguousarray((levels[:, :-1] - levels[:, 1:]).transpose(0, 2, 1))
+    return np.nan_to_num(levels[:, -1]), np.nan_to_num(bands), np.array([*widths, window], dtype=np.float64)
 
 
 def _persistence(past: Floats, target: Floats, leads: Ints, widths: Floats, n_points: int) -> Floats:
@@ -175,16 +200,44 @@ def _persistence(past: Floats, target: Floats, leads: Ints, widths: Floats, n_po
     prior = 1.0 / (1.0 + leads[:, None] / until)
     if not past.shape[1]:
         return np.broadcast_to(prior, (len(past), *prior.shape))
-    valid = np.isfinite(target)
+    # One step of Huber's regression from the prior: the beginning of an incident has no more say than any moment.
+    surprise = target - np.matmul(past, prior.T)
+    limit = _CLIP * nan_median(np.abs(surprise).transpose(0, 2, 1))[:, None, :]
+    surprise = np.clip(surprise, -limit, limit)
+    valid = np.isfinite(surprise)
     count = np.maximum(1, valid.sum(axis=1))
     gram = np.matmul(past.transpose(0, 2, 1), past) / past.shape[1]
-    cross = np.matmul(np.where(valid, target, 0.0).transpose(0, 2, 1), past) / count[:, :, None]
+    cross = np.matmul(np.where(valid, surprise, 0.0).transpose(0, 2, 1), past) / count[:, :, None]
     energy = np.einsum("sjj->sj", gram)
     # A window of w points gives only about T / (w + lead) independent looks at its band.
     ridge = _RIDGE * (until + leads[:, None]) / n_points * energy[:, None, :]
     ridge += np.where(energy > 0, 1e-9 * energy.max(axis=1, keepdims=True), 1.0)[:, None, :]
     matrix = gram[:, None] + ridge[..., None] * np.eye(len(widths))
-    return np.linalg.solve(matrix, (cross + ridge * prior)[..., None])[..., 0]
+    # A band that grows or turns over by rule is more often a single event in the past.
+    return np.asarray(np.clip(prior + np.linalg.solve(matrix, cross[..., None])[..., 0], 0.0, 1.0))
+
+
+def _echo(x: Floats, moments: Ints, leads: Ints, lag: int, h: int, mean: Floats) -> tuple[Floats, Floats]:
+    """How the newest cycle known at each moment differed from the level then: float64[S, M, L], and float64[S, h]."""
+    at = moments[:, None] + leads - lag * -(-leads // lag)
+    past = np.where(at >= 0, x[:, np.maximum(0, at)] - mean[:, :-1, None], 0.0)
+    k = np.arange(1, h + 1)
+    now = x.shape[1] - 1 + k - lag * -(-k // lag)
+    ahead = np.where(now >= 0, x[:, np.maximum(0, now)] - mean[:, -1:], 0.0)
+    return np.nan_to_num(past), np.nan_to_num(ahead)
+
+
+def _regress(target: Floats, echo: Floats, lag: int, n_points: int) -> Floats:
+    """How much of an echo comes back, by lead: float64[S, L], from 0 to 1."""
+    known = np.isfinite(target)
+    energy = np.where(known, echo * echo, 0.0).sum(axis=1)
+    shared = np.where(known, echo * target, 0.0).sum(axis=1)
+    # All leads tell of the same thing, so each is drawn towards what they say together.
+    ridge = _ECHO_RIDGE * lag / n_points * energy.mean(axis=1, keepdims=True)
+    pooled = shared.sum(axis=1, keepdims=True) / np.maximum(
+        _TINY, energy.sum(axis=1, keepdims=True) * (1 + _ECHO_RIDGE * lag / n_points)
+    )
+    return np.asarray(np.clip((shared + ridge * pooled) / np.maximum(_TINY, energy + ridge), 0.0, 1.0))
 
 
 def _usual_by_slot(noise: Floats, day: Cycles | None, h: int) -> tuple[Floats, Floats]:
@@ -194,11 +247,11 @@ def _usual_by_slot(noise: Floats, day: Cycles | None, h: int) -> tuple[Floats, F
     cycles, slots = day.columns.shape
     parts = min(_BANDS_A_DAY, slots)
     part, part_ahead = day.slot * parts // slots, day.ahead * parts // slots
-    member = np.zeros((noise.shape[1], parts))
-    member[np.arange(noise.shape[1]), part] = 1.0
-    valid = ~np.isnan(noise)
-    total = np.where(valid, noise, 0.0) @ member
-    count = valid.astype(np.float64) @ member
+    folded = day.fold(noise)
+    valid = ~np.isnan(folded)
+    first = -(-np.arange(parts) * slots // parts)
+    count = np.add.reduceat(valid.sum(axis=1), first, axis=1)
+    total = np.add.reduceat(np.where(valid, folded, 0.0).sum(axis=1), first, axis=1)
     mean = total.sum(axis=1, keepdims=True) / np.maximum(1.0, count.sum(axis=1, keepdims=True))
     extra = count.mean(axis=1, keepdims=True) / max(1, cycles) * 2
     usual = (total + extra * mean) / np.maximum(1e-9, count + extra)

@@ -31,8 +31,8 @@ __all__ = [
 
 HOUR, DAY, WEEK = timedelta(hours=1), timedelta(days=1), timedelta(weeks=1)
 FEWEST_SLOTS = 4
-MOST_CYCLES = 32
-_BLOCK_VALUES = 1 << 18
+MOST_CYCLES = 8
+_BLOCK_VALUES = 1 << 17
 # Offsets from UTC change on quarter hours only, in every zone since 1972.
 _QUARTER = 900_000
 
@@ -56,10 +56,10 @@ def local_ms(grid: Grid, timezone: str) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Cycles:
-    """How a grid folds into cycles of one period, the last of which ends with the grid.
+    """How a grid folds into cycles of one period: the newest eight, or a day of them, the last ending with the grid.
 
     `columns[c, s]` is the column that holds slot `s` of cycle `c` (the grid's length where there is none), the newest
-    cycle last, 32 at most; `slot[t]` is the slot of a column, `ahead[k]` that of the `k`-th point after the grid.
+    cycle last; `slot[t]` is the slot of a column, `ahead[k]` that of the `k`-th point after the grid.
     """
 
     period: timedelta
@@ -75,17 +75,19 @@ class Cycles:
         since = clock - clock[grid.n]
         slot = (since % period_ms) // grid.step_ms
         cycle = since[: grid.n] // period_ms
-        n_cycles = min(MOST_CYCLES, -int(cycle.min())) if grid.n else 0
+        # A season changes over the weeks, so old cycles mislead; but an hour of the night says little of the day.
+        most = max(MOST_CYCLES, DAY // period)
+        n_cycles = min(most, -int(cycle.min())) if grid.n else 0
         columns = np.full((n_cycles, -(-period_ms // grid.step_ms)), grid.n, dtype=np.intp)
         recent = np.flatnonzero(cycle >= -n_cycles)
         # Where clocks go back an hour comes twice: the later one stays.
         columns[cycle[recent] + n_cycles, slot[recent]] = recent
         return cls(period, columns, slot[: grid.n], slot[grid.n :])
 
-    def fold(self, x: Floats) -> Floats:
-        """`x` (float64[S, T]) by cycle and slot: float64[S, cycles, slots], NaN where there is nothing."""
+    def fold(self, x: Floats, first: int = 0) -> Floats:
+        """`x`, the grid's columns from `first` on, as float64[S, cycles, slots]; NaN where there is nothing."""
         padded = np.concatenate([x, np.full((len(x), 1), np.nan)], axis=1)
-        return padded.take(self.columns, axis=1)
+        return padded.take(self.columns - first, axis=1)
 
 
 @dataclass(frozen=True)
@@ -176,9 +178,10 @@ def nan_median(x: Floats) -> Floats:
 def window_mean(x: Floats, first: Ints, stop: Ints) -> Floats:
     """Means over `x[:, first[i]:stop[i]]`, gaps left out; NaN where a window holds nothing: float64[S, len(first)]."""
     there = ~np.isnan(x)
+    full = there.all()
     total = np.zeros((len(x), x.shape[1] + 1))
-    np.cumsum(np.where(there, x, 0.0), axis=1, out=total[:, 1:])
-    if there.all():
+    np.cumsum(x if full else np.where(there, x, 0.0), axis=1, out=total[:, 1:])
+    if full:
         return np.asarray((total[:, stop] - total[:, first]) / np.maximum(1, stop - first))
     count = np.zeros(total.shape, dtype=np.int32)
     np.cumsum(there, axis=1, out=count[:, 1:])
@@ -186,27 +189,35 @@ def window_mean(x: Floats, first: Ints, stop: Ints) -> Floats:
     return np.where(inside > 0, (total[:, stop] - total[:, first]) / np.maximum(1, inside), np.nan)
 
 
-def block_medians(x: Floats, width: int) -> Floats:
-    """Medians of blocks of `width` columns, the last of which ends with `x`; a rest at the front joins no block."""
-    n = max(1, x.shape[1] // width)
-    width = min(width, x.shape[1])
-    return nan_median(x[:, x.shape[1] - n * width :].reshape(len(x), n, width))
+def block_medians(x: Floats, width: int) -> tuple[Floats, int]:
+    """Medians of blocks of at most `width` columns, the last of which ends with `x`, and how wide the blocks are.
+
+    Medians of three columns, of three such medians and so on (Tukey's ninther, 1978): far faster than true medians.
+    They pass over gaps and keep out spikes shorter than a third of a block. A rest at the front joins no block.
+    """
+    size = 1
+    while x.shape[1] >= 3 and size * 3 <= width:
+        a, b, c = (x[:, x.shape[1] % 3 + i :: 3] for i in range(3))
+        x, size = np.fmax(np.fmin(a, b), np.fmin(np.fmax(a, b), c)), size * 3
+    return x, size
 
 
-def moving_level(x: Floats, window: int) -> Floats:
+def moving_level(x: Floats, window: int, width: int) -> Floats:
     """The level around each point: a centred mean over `window` columns of block medians, flat at both ends.
 
-    Block medians keep short spikes out of it. Float64[S, T], NaN where a whole window is empty.
+    Float64[S, T], NaN where a whole window is empty.
     """
     n_points = x.shape[1]
-    width = max(3, window // 24)
-    medians = block_medians(x, width)
-    n_blocks = medians.shape[1]
-    reach = min(n_blocks, max(1, round(window / width)))
-    first = np.clip(np.arange(n_blocks) - reach // 2, 0, n_blocks - reach)
-    level = window_mean(medians, first, first + reach)
-    block = np.maximum(0, (np.arange(n_points) - n_points) // width + n_blocks)
-    return level[:, block]
+    medians, size = block_medians(x, width)
+    reach = min(medians.shape[1], max(1, round(window / size)))
+    start = np.arange(medians.shape[1] - reach + 1)
+    level = window_mean(medians, start, start + reach)
+    # Linear between the middles of windows: steps would look like a season to a steady slope.
+    middle = n_points - medians.shape[1] * size + (reach * size - 1) / 2
+    position = np.clip((np.arange(n_points) - middle) / size, 0, len(start) - 1)
+    below = position.astype(np.intp)
+    share = position - below
+    return np.asarray(level[:, below] * (1 - share) + level[:, np.minimum(below + 1, len(start) - 1)] * share)
 
 
 def smoothed(x: Floats, width: int) -> Floats:
@@ -221,11 +232,13 @@ def smoothed(x: Floats, width: int) -> Floats:
 def fit_season(y: Floats, cycles: Cycles, step: timedelta) -> Season:
     """The profile of `y` (float64[S, T], NaN for gaps) by slot, and how far it can be trusted."""
     window = max(1, round(cycles.period / step))
-    x = y - moving_level(y, window)
+    first = int(cycles.columns.min(initial=y.shape[1]))
+    x = y[:, first:]
+    x = x - moving_level(x, window, max(3, window // 24))
     if cycles.period > DAY:
         # Few cycles: neighbours within an hour help each other.
         x = smoothed(x, max(1, HOUR // step))
-    folded = cycles.fold(x)
+    folded = cycles.fold(x, first)
     middle, count = middle_mean(folded)
     residual = folded - middle[:, None, :]
     with np.errstate(divide="ignore", invalid="ignore"):
