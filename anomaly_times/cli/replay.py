@@ -106,13 +106,16 @@ def replay_folder(
     else:
         # A forked child would inherit the locks of polars' threads, and hang.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_at_once_by_ctrl_c) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_ctrl_c_to_the_parent) as pool:
             running = {pool.submit(_replay_piece, mission, folder, some, every): some for mission, some in pieces}
             try:
                 for done in as_completed(running):
                     parts.append(done.result())
                     on_done(len(running[done]))
             except BaseException:
+                # Files appear whole or not at all, so a child may end anywhere.
+                for child in multiprocessing.active_children():
+                    child.terminate()
                 pool.shutdown(cancel_futures=True)
                 raise
     scores: dict[str, list[Scores]] = {}
@@ -134,9 +137,8 @@ def _store(folder: Path) -> FolderStore:
     return FolderStore(Source(folder=folder))
 
 
-def _end_at_once_by_ctrl_c() -> None:
-    # Python would first print a traceback; the parent is interrupted too, and tells. Files appear whole or not at all.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _leave_ctrl_c_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def join_scores(parts: Sequence[Scores]) -> Scores:
