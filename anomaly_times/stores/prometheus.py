@@ -136,7 +136,7 @@ class PrometheusStore:
         """
         base = url or self.source.read_url
         # Without `nocache` VictoriaMetrics moves a time close to now back by -search.latencyOffset.
-        body = self._post(base, "query", {"query": promql, "time": _seconds(milliseconds(at - EPOCH)), "nocache": "1"})
+        body = self._ask(base, "query", {"query": promql, "time": _seconds(milliseconds(at - EPOCH)), "nocache": "1"})
         return parse_samples(body, where=base)
 
     def metric_names(self, start: datetime, end: datetime) -> list[str]:
@@ -204,7 +204,9 @@ class PrometheusStore:
     def __repr__(self) -> str:
         return f"PrometheusStore({self.name})"
 
-    def _post(self, base: str, endpoint: str, params: dict[str, str], *, max_bytes: int | None = None) -> bytes:
+    def _ask(
+        self, base: str, endpoint: str, params: dict[str, str], *, method: str = "POST", max_bytes: int | None = None
+    ) -> bytes:
         form: dict[str, str | list[str]] = {
             **params,
             # Better no answer than a part of the data: VictoriaMetrics' cluster and Thanos know these.
@@ -214,14 +216,14 @@ class PrometheusStore:
             "extra_label": [f"{name}={value}" for name, value in self.source.extra_labels.items()],
             "extra_filters[]": list(self.source.extra_filters),
         }
-        return self.client.request("POST", f"{base}/api/v1/{endpoint}", params=form, max_bytes=max_bytes)
+        return self.client.request(method, f"{base}/api/v1/{endpoint}", params=form, max_bytes=max_bytes)
 
     def _is_victoria(self, base: str) -> bool:
         with self._lock:
             if base not in self._victoria:
                 # A function that only MetricsQL has; Debian's VictoriaMetrics tells no version.
                 try:
-                    body = self._post(base, "query", {"query": "range_last(vector(1))"})
+                    body = self._ask(base, "query", {"query": "range_last(vector(1))"})
                     self._victoria[base] = bool(parse_samples(body, where=base))
                 except RefusedError as exc:
                     if exc.status not in _REFUSED_QUERY:
@@ -268,7 +270,7 @@ class PrometheusStore:
         if rows.max_series is not None:
             limit = _BYTES_ANYWAY + rows.max_series * (_BYTES_A_SERIES + _BYTES_A_SAMPLE * asked.n)
         try:
-            body = self._post(base, "query_range", params, max_bytes=limit)
+            body = self._ask(base, "query_range", params, max_bytes=limit)
         except TooLargeError as exc:
             if limit is None or limit >= self.source.max_response_bytes:
                 raise
@@ -359,9 +361,9 @@ class PrometheusStore:
         base = self.source.read_url
         missing = []
         for selector in query.selectors[:20]:
-            # Names only: the series themselves may be millions.
+            # Names only, for the series may be millions; and by GET, for Prometheus knows nothing else here.
             try:
-                body = self._post(base, "label/__name__/values", {"match[]": selector, **span})
+                body = self._ask(base, "label/__name__/values", {"match[]": selector, **span}, method="GET")
             except RefusedError:
                 return QueryError(f"{self.name}: the query answers no series {when}")
             if not parse_strings(body, where=base):
