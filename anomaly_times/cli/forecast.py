@@ -47,5 +47,6 @@ def forecast(
         stores = query.stores(store)
         results = forecast_pass([query.mission], stores, now=query.now, keep_history=True)
         results, written = (results, None) if dry_run else write_forecasts(results, stores)
-    view = ForecastView.of(query, results[0], written)
+        where = "" if dry_run else query.place_of_forecasts(store)
+    view = ForecastView.of(query, results[0], written, where=where)
     render.show(view, form, out=out, plot=plot, top=top)

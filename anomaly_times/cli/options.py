@@ -190,6 +190,14 @@ class Query:
 
         return open_store(self.source, state=self.settings.state_url)
 
+    def place_of_forecasts(self, store: Store) -> str:
+        """Where a forecast goes: into the source, or, where that must not get the future, a folder."""
+        from anomaly_times.stores.prometheus import PrometheusStore
+
+        if isinstance(store, PrometheusStore) and not store.writes_ahead(self.mission):
+            return f"{self.settings.state_url}, until its time comes,"
+        return str(self.source)
+
     def stores(self, store: Store) -> dict[str, Store]:
         """`store` under the name that the mission knows it by, as passes take it."""
         return {self.mission.source: store}

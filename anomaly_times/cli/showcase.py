@@ -141,7 +141,9 @@ def _points(found: Replay) -> int:
     return sum(int((scores.score >= 0).sum()) for scores in found.scores.values())
 
 
-Charts = list[tuple[Labels, Chart]]
+Key = tuple[str, Labels]
+"""A mission's name and a series: two missions may answer equal label sets."""
+Charts = list[tuple[Key, Chart]]
 
 
 def _charts(missions: Sequence[Mission], found: Replay, windows: dict[Labels, list[Window]]) -> Charts:
@@ -155,7 +157,7 @@ def _charts(missions: Sequence[Mission], found: Replay, windows: dict[Labels, li
             title = _series([labels]) if labels else mission.promql
             charts.append(
                 (
-                    labels,
+                    (mission.name, labels),
                     Chart(
                         title,
                         scores.grid,
@@ -170,7 +172,7 @@ def _charts(missions: Sequence[Mission], found: Replay, windows: dict[Labels, li
                 )
             )
 
-    def rank(item: tuple[Labels, Chart]) -> tuple[bool, float]:
+    def rank(item: tuple[Key, Chart]) -> tuple[bool, float]:
         chart = item[1]
         if chart.windows:
             return False, chart.windows[0].start.timestamp()
@@ -186,7 +188,8 @@ def _planted_page(missions: Sequence[Mission], found: Replay, findings: Findings
         for labels in outcome.incident.series:
             windows.setdefault(labels, []).append(_window(outcome))
     charts = _charts(missions, found, windows)
-    position = {labels: i for i, (labels, _) in enumerate(charts)}
+    position = {key: i for i, (key, _) in enumerate(charts)}
+    of_series = {labels: i for (_, labels), i in position.items()}
     incidents = tuple(
         Row(
             (
@@ -198,7 +201,7 @@ def _planted_page(missions: Sequence[Mission], found: Replay, findings: Findings
                 _after(outcome),
             ),
             "found" if outcome.found else "missed",
-            position.get(outcome.incident.series[0]),
+            of_series.get(outcome.incident.series[0]),
             _window(outcome),
         )
         for outcome in findings.outcomes
@@ -227,8 +230,7 @@ def _planted_page(missions: Sequence[Mission], found: Replay, findings: Findings
 def _own_page(where: str, missions: Sequence[Mission], found: Replay, made: datetime) -> str:
     episodes = find_episodes(found.scores)
     charts = _charts(missions, found, {})
-    # Two metrics can have equal labels, so a link leads to the chart of the mission, too.
-    position = {labels: i for i, (labels, _) in reversed(list(enumerate(charts)))}
+    position = {key: i for i, (key, _) in enumerate(charts)}
     return render_page(
         f"A first look at {where}",
         [chart for _, chart in charts],
@@ -245,7 +247,7 @@ def _own_page(where: str, missions: Sequence[Mission], found: Replay, made: date
     )
 
 
-def _episodes_table(title: str, episodes: Sequence[Episode], position: dict[Labels, int]) -> Table:
+def _episodes_table(title: str, episodes: Sequence[Episode], position: dict[Key, int]) -> Table:
     rows = tuple(
         Row(
             (
@@ -256,7 +258,7 @@ def _episodes_table(title: str, episodes: Sequence[Episode], position: dict[Labe
                 _span(episode.start, episode.end),
             ),
             "",
-            position.get(episode.labels),
+            position.get((episode.mission, episode.labels)),
             Window(episode.start, episode.end),
         )
         for episode in sorted(episodes, key=lambda episode: -episode.peak)

@@ -87,16 +87,20 @@ class View(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ForecastView:
-    """A forecast beside the history that it was made from; the largest change comes first."""
+    """A forecast beside the history that it was made from; the largest change comes first.
+
+    `where` says where it was stored.
+    """
 
     query: Query
     result: ForecastResult
     forecast: Forecast
     history: Panel
     written: Written | None
+    where: str = ""
 
     @classmethod
-    def of(cls, query: Query, result: ForecastResult, written: Written | None) -> ForecastView:
+    def of(cls, query: Query, result: ForecastResult, written: Written | None, *, where: str = "") -> ForecastView:
         """The view of a pass's result, which kept its history.
 
         Raises:
@@ -106,7 +110,7 @@ class ForecastView:
             raise result.error
         if result.forecast is None or result.history is None:
             raise ValueError("a forecast is shown with its history")
-        return cls(query, result, result.forecast, result.history, written)
+        return cls(query, result, result.forecast, result.history, written, where)
 
     @property
     def title(self) -> str:
@@ -158,7 +162,7 @@ class ForecastView:
         mission, f = self.query.mission, self.forecast
         text = f"{_count(len(f.labels), 'series', 'series')}, {f.grid.n} steps of {format_duration(f.grid.step)} each"
         text += f", {mission.forecast.level:g} % bounds, model {mission.forecast.model.type}"
-        return [text, _stored(self.query, self.written, "forecast")]
+        return [text, _stored(self.query, self.written, "forecast", self.where)]
 
     def notes(self) -> list[str]:
         """Warnings, series that ended, and what models said about rows."""
@@ -313,7 +317,7 @@ class DetectView:
         scored, over = int(np.isfinite(s.score).sum()), s.score > 1
         text = f"{_count(int(over.sum()), 'point', 'points')} of {scored:,} anomalous (score over 1)"
         text += f", in {int(over.any(axis=1).sum())} of {_count(len(s.labels), 'series', 'series')}"
-        return [text, _stored(self.query, self.written, "score")]
+        return [text, _stored(self.query, self.written, "score", str(self.query.source))]
 
     def notes(self) -> list[str]:
         """Where the forecast came from, warnings, gates, and points that could not be scored."""
@@ -469,10 +473,10 @@ def _written(written: Written | None) -> dict[str, int] | None:
     return {"samples": written.samples, "series": written.series, "skipped": written.skipped}
 
 
-def _stored(query: Query, written: Written | None, what: str) -> str:
+def _stored(query: Query, written: Written | None, what: str, where: str) -> str:
     if written is None:
         return f"dry run: no {what} stored"
-    text = f"stored {_count(written.samples, 'sample', 'samples')} in {query.source} as mission {query.mission.name}"
+    text = f"stored {_count(written.samples, 'sample', 'samples')} in {where} as mission {query.mission.name}"
     return text + (f"; {written.skipped:,} were there already" if written.skipped else "")
 
 

@@ -243,7 +243,7 @@ def _thin(chart: Chart) -> npt.NDArray[np.int64] | None:
 def _column(array: Floats, keep: npt.NDArray[np.int64] | None) -> list[float | None]:
     shown = round_significant(array if keep is None else array[keep], 6)
     # A whole number prints without its ".0": two bytes of every seven in a page of counts.
-    return [None if v - v != 0 else int(v) if v == int(v) else v for v in shown.tolist()]
+    return [None if v - v != 0 else int(v) if abs(v) < 1e15 and v == int(v) else v for v in shown.tolist()]
 
 
 def _seconds(at: datetime) -> float:

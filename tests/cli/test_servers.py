@@ -13,6 +13,10 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 
+from anomaly_times.mission import Mission
+from anomaly_times.panel import Grid, Labels, Scores
+from anomaly_times.settings import source_for_url
+from anomaly_times.stores import open_store
 from tests import servers
 from tests.cli.conftest import Run
 
@@ -125,3 +129,27 @@ def test_the_doctor_finds_nothing_wrong_with_a_good_server(at: Run, start: Calla
     assert "fail" not in result.stdout
     findings = json.loads(at("doctor", "--url", server.url, "--read-only", "--output", "json").stdout)["findings"]
     assert {"check", "status", "detail", "hint"} == set(findings[0])
+
+
+def test_a_plain_prometheus_gets_no_future_and_the_table_says_where_it_waits(
+    at: Run, start: Callable[..., servers.Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server = start(servers.prometheus)
+    end = datetime.now(UTC).replace(second=0, microsecond=0)
+    grid = Grid.ending(end, timedelta(minutes=1), 90)
+    load = _rhythm(grid.n, 0)[None]
+    with open_store(source_for_url(server.url), state=tmp_path) as store:
+        mission = Mission(name="history", promql="load")
+        store.write_scores([(mission, Scores((Labels.of({"job": "shop"}),), grid, load, load, load, load, load))])
+    query = ("--url", server.url, "--promql", 'anomaly_score{mission="history"}', "--name", "m", "--lookback", "1h")
+    made = at("forecast", *query, "--model", "seasonal_naive", "--at", (end - timedelta(minutes=20)).isoformat())
+    assert made.exit_code == 0, made.stderr
+    assert "in .anomaly-times, until its time comes, as mission m" in made.stdout
+    assert not _query(server, '{__name__=~"anomaly_.*",mission="m"}', end)
+
+    scored = at("detect", *query, "--last", "10m", "--at", (end + timedelta(seconds=31)).isoformat())
+    assert scored.exit_code == 0, scored.stderr
+    assert "made one for the occasion" not in scored.stderr
+    names = {str(row["metric"]["__name__"]) for row in _query(server, '{mission="m"}', end)}  # type: ignore[index]
+    assert names == {"anomaly_pred", "anomaly_lower", "anomaly_upper", "anomaly_score"}
