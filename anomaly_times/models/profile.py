@@ -84,14 +84,13 @@ class Profile:
         z = (y - center) / scale
         ahead = np.zeros((len(y), h))
         spread = np.ones((len(y), 1))
-        day: Cycles | None = None
         for cycle in cycles:
             season = fit_season(z, cycle, part.grid.step)
             follows = np.nan_to_num(season.n) >= 2 if self.season is not None else believed(season)
             if follows.any():
                 profile = np.where(follows[:, None], season.profile, 0.0)
-                z = z - profile[:, cycle.slot]
-                ahead += profile[:, cycle.ahead]
+                z = z - profile.take(cycle.slot, axis=1)
+                ahead += profile.take(cycle.ahead, axis=1)
                 # A profile made of n cycles fits these n better than the next one: by (n − 1) / (n + 1) in variance.
                 factor = np.sqrt((season.n + 1) / np.maximum(1.0, season.n - 1))
                 spread = np.where(follows[:, None], np.maximum(spread, factor[:, None]), spread)
@@ -122,7 +121,7 @@ def _rest(
     width = min(n_points, max(3, window // 24))
     around = moving_level(z, 3 * width, width)
     noise = z - around
-    limit = _CLIP * _quantile_of_sample(np.abs(noise), 0.75)
+    limit = _CLIP * _quantile(np.abs(_sample(noise)), 0.75)
     np.clip(noise, -limit, limit, out=noise)
     # Short spikes are cut, a level shift is followed.
     calm = around + noise
@@ -137,7 +136,7 @@ def _rest(
     past, now = bands[:, :-1], bands[:, -1]
 
     at = moments[:, None] + leads
-    target = calm[:, at] - base[:, :-1, None]
+    target = calm.take(at, axis=1) - base[:, :-1, None]
     weight = _persistence(past, target, leads, widths, n_points)
     between = _between(leads, h)
     expected = base[:, :-1, None] + np.matmul(past, weight.transpose(0, 2, 1))
@@ -145,22 +144,27 @@ def _rest(
     mean = base + bands[:, :, -1]
     for lag in lags:
         echo, echo_ahead = _echo(calm, moments, leads, lag, h, mean)
-        strength = _regress(calm[:, at] - expected, echo, lag, n_points)
+        strength = _regress(calm.take(at, axis=1) - expected, echo, lag, n_points)
         expected += strength[:, None, :] * echo
         ahead += (strength @ between) * echo_ahead
-    errors = z[:, at] - expected
+    errors = z.take(at, axis=1) - expected
 
-    usual, usual_ahead = _usual_by_slot(np.abs(noise, out=noise), day, h)
-    errors /= usual[:, at]
+    usual, usual_ahead = _usual_by_slot(np.abs(noise, out=noise), day, at, h)
+    errors /= usual
     by_lead = _size(errors.transpose(0, 2, 1))
     shape = tail_quantiles((errors / by_lead[:, None, :]).reshape(len(z), -1), quantiles)
     scale = (by_lead @ between) * usual_ahead
     return ahead, np.nan_to_num(shape)[:, None, :] * scale[:, :, None]
 
 
-def _quantile_of_sample(x: Floats, q: float) -> Floats:
-    """Quantile `q` of about 256 values of each row, spread evenly: float64[S, 1], 0 for an empty row."""
-    ordered = np.sort(x[:, :: max(1, x.shape[1] // 256)], axis=1)
+def _sample(x: Floats) -> Floats:
+    """About 256 columns of `x`, spread evenly."""
+    return x[:, :: max(1, x.shape[1] // 256)]
+
+
+def _quantile(x: Floats, q: float) -> Floats:
+    """Quantile `q` of each row, rounded to an order statistic: float64[S, 1], 0 for an empty row."""
+    ordered = np.sort(x, axis=1)
     count = ordered.shape[1] - np.isnan(ordered).sum(axis=1, keepdims=True)
     return np.nan_to_num(np.take_along_axis(ordered, (q * np.maximum(0, count - 1)).astype(np.intp), axis=1))
 
@@ -180,11 +184,11 @@ def _bands(x: Floats, moments: Ints, window: int, width: int) -> tuple[Floats, F
     blocks, size = block_medians(x, width)
     # Only blocks that are complete at the moment; before the first one is, that one.
     until = np.maximum(1, (stop - (x.shape[1] - blocks.shape[1] * size)) // size)
-    low, high = (_quantile_of_sample(blocks, q) for q in (0.1, 0.9))
+    low, high = (_quantile(_sample(blocks), q) for q in (0.1, 0.9))
     all_before = window_mean(np.clip(blocks, low, high), np.zeros_like(until), until)
     reach = max(1, round(window / size))
     back = until[:, None] - 1 - np.arange(reach)
-    recent = np.where(back >= 0, blocks[:, np.maximum(0, back)], np.nan)
+    recent = np.where(back >= 0, blocks.take(np.maximum(0, back), axis=1), np.nan)
     levels = np.concatenate([short, nan_median(recent)[:, None], all_before[:, None]], axis=1)
 
     if np.isnan(levels).any():
@@ -220,10 +224,10 @@ def _persistence(past: Floats, target: Floats, leads: Ints, widths: Floats, n_po
 def _echo(x: Floats, moments: Ints, leads: Ints, lag: int, h: int, mean: Floats) -> tuple[Floats, Floats]:
     """How the newest cycle known at each moment differed from the level then: float64[S, M, L], and float64[S, h]."""
     at = moments[:, None] + leads - lag * -(-leads // lag)
-    past = np.where(at >= 0, x[:, np.maximum(0, at)] - mean[:, :-1, None], 0.0)
+    past = np.where(at >= 0, x.take(np.maximum(0, at), axis=1) - mean[:, :-1, None], 0.0)
     k = np.arange(1, h + 1)
     now = x.shape[1] - 1 + k - lag * -(-k // lag)
-    ahead = np.where(now >= 0, x[:, np.maximum(0, now)] - mean[:, -1:], 0.0)
+    ahead = np.where(now >= 0, x.take(np.maximum(0, now), axis=1) - mean[:, -1:], 0.0)
     return np.nan_to_num(past), np.nan_to_num(ahead)
 
 
@@ -240,13 +244,12 @@ def _regress(target: Floats, echo: Floats, lag: int, n_points: int) -> Floats:
     return np.asarray(np.clip((shared + ridge * pooled) / np.maximum(_TINY, energy + ridge), 0.0, 1.0))
 
 
-def _usual_by_slot(noise: Floats, day: Cycles | None, h: int) -> tuple[Floats, Floats]:
-    """How noisy each column and each point ahead usually is by its part of the day, 1 on average."""
+def _usual_by_slot(noise: Floats, day: Cycles | None, at: Ints, h: int) -> tuple[Floats, Floats]:
+    """How noisy the columns `at` and the points ahead usually are by their part of the day, 1 on average."""
     if day is None:
-        return np.ones_like(noise), np.ones((len(noise), h))
+        return np.ones((len(noise), *at.shape)), np.ones((len(noise), h))
     cycles, slots = day.columns.shape
     parts = min(_BANDS_A_DAY, slots)
-    part, part_ahead = day.slot * parts // slots, day.ahead * parts // slots
     folded = day.fold(noise)
     valid = ~np.isnan(folded)
     first = -(-np.arange(parts) * slots // parts)
@@ -256,7 +259,7 @@ def _usual_by_slot(noise: Floats, day: Cycles | None, h: int) -> tuple[Floats, F
     extra = count.mean(axis=1, keepdims=True) / max(1, cycles) * 2
     usual = (total + extra * mean) / np.maximum(1e-9, count + extra)
     usual = np.where(mean > 0, np.maximum(0.2, usual / np.where(mean > 0, mean, 1.0)), 1.0)
-    return usual[:, part], usual[:, part_ahead]
+    return usual.take(day.slot[at] * parts // slots, axis=1), usual.take(day.ahead * parts // slots, axis=1)
 
 
 def _size(errors: Floats) -> Floats:

@@ -182,7 +182,7 @@ def window_mean(x: Floats, first: Ints, stop: Ints) -> Floats:
     total = np.zeros((len(x), x.shape[1] + 1))
     np.cumsum(x if full else np.where(there, x, 0.0), axis=1, out=total[:, 1:])
     if full:
-        return np.asarray((total[:, stop] - total[:, first]) / np.maximum(1, stop - first))
+        return np.asarray((total.take(stop, axis=1) - total.take(first, axis=1)) / np.maximum(1, stop - first))
     count = np.zeros(total.shape, dtype=np.int32)
     np.cumsum(there, axis=1, out=count[:, 1:])
     inside = count[:, stop] - count[:, first]
@@ -217,7 +217,8 @@ def moving_level(x: Floats, window: int, width: int) -> Floats:
     position = np.clip((np.arange(n_points) - middle) / size, 0, len(start) - 1)
     below = position.astype(np.intp)
     share = position - below
-    return np.asarray(level[:, below] * (1 - share) + level[:, np.minimum(below + 1, len(start) - 1)] * share)
+    slope = np.diff(level, axis=1, append=level[:, -1:])
+    return np.asarray(level.take(below, axis=1) + slope.take(below, axis=1) * share)
 
 
 def smoothed(x: Floats, width: int) -> Floats:
@@ -289,5 +290,5 @@ def find_seasons(history: Panel, *, timezone: str = "UTC") -> list[tuple[int, ..
             follows = believed(season)
             for i in np.flatnonzero(follows):
                 found[rows.start + i].append(steps)
-            rest = rest - np.where(follows[:, None], season.profile, 0.0)[:, cycles.slot]
+            rest = rest - np.where(follows[:, None], season.profile, 0.0).take(cycles.slot, axis=1)
     return [tuple(row) for row in found]
