@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 
 from anomaly_times.mission import ModelSpec
 from anomaly_times.models import Forecaster, build_model, list_models
-from anomaly_times.testing import CONTRACT
+from anomaly_times.panel import Panel, Quantiles
+from anomaly_times.testing import CONTRACT, model_contract
 
 
 @pytest.mark.parametrize("case", CONTRACT, ids=lambda case: case.__name__)
 @pytest.mark.parametrize("name", [info.name for info in list_models()])
 def test_every_model_keeps_the_contract(name: str, case: Callable[[Forecaster], None]) -> None:
     case(build_model(ModelSpec(type=name)))
+
+
+class LastDay:
+    """Repeats the last 24 values that are there, as a model that knows no times does; may look at other rows too."""
+
+    def __init__(self, *, pooled: bool = False) -> None:
+        self.pooled = pooled
+
+    def forecast(self, history: Panel, *, h: int, quantiles: Sequence[float]) -> Quantiles:
+        values = np.full((history.n_series, h, len(quantiles)), np.nan)
+        for i, row in enumerate(history.y):
+            known = row[np.isfinite(row)]
+            if known.size:
+                values[i] = np.resize(known[: known.size // 24 * 24][-24:] if known.size >= 24 else known, h)[:, None]
+        if self.pooled:
+            values += 1e-6 * history.n_series
+        return Quantiles(history.labels, history.grid.following(h), tuple(quantiles), values)
+
+
+def test_the_contract_catches_a_model_that_shifts_phases() -> None:
+    with pytest.raises(AssertionError, match="must not shift the season"):
+        model_contract(LastDay)
+
+
+def test_the_contract_catches_a_row_that_depends_on_others() -> None:
+    with pytest.raises(AssertionError):
+        CONTRACT[-1](LastDay(pooled=True))
+    CONTRACT[-1](LastDay())
+
+
+def test_a_model_that_keeps_the_contract_passes() -> None:
+    model_contract(lambda: build_model(ModelSpec(type="seasonal_naive")))
+    model_contract(lambda: build_model(ModelSpec(type="seasonal_naive")), rows_independent=False)
