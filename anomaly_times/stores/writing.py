@@ -296,10 +296,11 @@ def _check_kept(store: PrometheusStore, blocks: Sequence[Samples], before: Mappi
 
     Others may write beside us, so a counter that rose is a suspicion only: some of our samples are read back then.
     """
-    # Rows are counted as dropped a second late, when the server sorts them in. Only what is old can meet its retention.
+    # Rows are counted as dropped a second late, when the server sorts them in. Only what is old can meet its retention,
+    # and what is younger than samples that were kept before cannot.
     oldest = min(int(block.timestamps[0]) for block in blocks if len(block.timestamps))
-    recent = oldest > milliseconds(datetime.now(UTC) - _RECENT - EPOCH)
-    until = time.monotonic() + (0.0 if recent else _COUNTER_DELAY)
+    safe = min(milliseconds(datetime.now(UTC) - _RECENT - EPOCH), store.kept_since)
+    until = time.monotonic() + (0.0 if oldest >= safe else _COUNTER_DELAY)
     while True:
         after = _dropped_rows(store) or {}
         risen = {reason: int(count - before.get(reason, 0.0)) for reason, count in after.items()}
@@ -308,6 +309,8 @@ def _check_kept(store: PrometheusStore, blocks: Sequence[Samples], before: Mappi
             break
         time.sleep(0.1)
     if not risen:
+        if oldest < safe:
+            store.kept_since = oldest
         return
     until = time.monotonic() + _VISIBLE_AFTER
     for metric, labels, at in _ends(blocks):

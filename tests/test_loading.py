@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from anomaly_times.errors import UsageError
+from anomaly_times.loading import Loading, load_missions
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def load(folder: Path, **files: str) -> Loading:
+    """Load these files (double underscores are slashes), all below `folder`."""
+    for name, text in files.items():
+        path = Path(name.replace("__", "/") + ".yaml")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return load_missions(["."])
+
+
+def told(loading: Loading) -> list[tuple[str, str, str]]:
+    return [(str(p.where), p.where.field, p.code) for p in loading.problems]
+
+
+def test_a_file_holds_one_mission_a_document_or_a_list(folder: Path) -> None:
+    loading = load(
+        folder,
+        one="name: a\npromql: up\n---\nname: b\npromql: down\n",
+        two="defaults: {step: 5m}\nmissions:\n  - {name: c, promql: x}\n  - {name: d, promql: y, step: 1h}\n",
+    )
+    assert loading.problems == ()
+    assert [(m.mission.name, m.mission.step, m.file, m.line) for m in loading.missions] == [
+        ("a", timedelta(minutes=1), "one.yaml", 1),
+        ("b", timedelta(minutes=1), "one.yaml", 4),
+        ("c", timedelta(minutes=5), "two.yaml", 3),
+        ("d", timedelta(hours=1), "two.yaml", 4),
+    ]
+
+
+def test_a_folders_defaults_go_for_its_files_and_own_fields_win(folder: Path) -> None:
+    loading = load(
+        folder,
+        x__defaults="step: 5m\nforecast: {every: 2h, lookback: 7d}\n",
+        x__a="name: a\npromql: up\nforecast: {every: 3h}\n",
+        b="name: b\npromql: up\n",
+    )
+    a, b = sorted((m.mission for m in loading.missions), key=lambda m: m.name)
+    assert (a.step, a.forecast.every, a.forecast.lookback) == (
+        timedelta(minutes=5),
+        timedelta(hours=3),
+        timedelta(days=7),
+    )
+    assert b.step == timedelta(minutes=1)
+
+
+def test_for_each_makes_alike_missions_of_one_template(folder: Path) -> None:
+    loading = load(
+        folder,
+        many="""
+name: cpu-${each.zone}
+promql: avg(cpu{zone="${each.zone}"})
+max_series: ${each.most}
+for_each:
+  - {zone: eu, most: 5}
+  - {zone: us, most: 7}
+""",
+        plain="name: q-${each}\npromql: ${each}\nfor_each: [up, down]\n",
+    )
+    assert loading.problems == ()
+    assert [(m.mission.name, m.mission.promql, m.mission.max_series) for m in loading.missions] == [
+        ("cpu-eu", 'avg(cpu{zone="eu"})', 5),
+        ("cpu-us", 'avg(cpu{zone="us"})', 7),
+        ("q-up", "up", 10_000),
+        ("q-down", "down", 10_000),
+    ]
+
+
+def test_every_problem_of_every_file_is_told_with_its_line_and_field(folder: Path) -> None:
+    loading = load(
+        folder,
+        a="name: a\npromql: up\nforcast: {}\nforecast:\n  level: 200\n  every: 0s\n",
+        b="promql: up\n",
+        c="name: c\npromql: up\nname: d\n",
+        d="- 1\n",
+        e="missions: 3\n",
+        f="missions: [4]\nname: x\n",
+        g="name: g\npromql: up\n",
+    )
+    assert [m.mission.name for m in loading.missions] == ["g"]
+    assert sorted(told(loading)) == [
+        ("a.yaml:3", "forcast", "mission/unknown-field"),
+        ("a.yaml:5", "forecast.level", "mission/invalid-value"),
+        ("a.yaml:6", "forecast.every", "mission/invalid-value"),
+        ("b.yaml:1", "name", "mission/missing-field"),
+        ("c.yaml:3", "", "file/yaml"),
+        ("d.yaml:1", "", "file/shape"),
+        ("e.yaml:1", "", "file/shape"),
+        ("f.yaml:1", "", "file/shape"),
+        ("f.yaml:2", "", "file/shape"),
+    ]
+    hints = {p.where.field: p.hint for p in loading.problems}
+    assert hints["forcast"] == "did you mean 'forecast'?"
+
+
+def test_the_same_name_in_two_files_names_both(folder: Path) -> None:
+    loading = load(folder, a="name: x\npromql: up\n", b="promql: up\nname: x\n")
+    (problem,) = loading.problems
+    assert str(problem.where) == "b.yaml:2"
+    assert "a.yaml:1" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("for_each: []", "list of 1"),
+        ("for_each: 3", "list of 1"),
+        ("for_each: [{b: 1}]", "has no 'a'"),
+        ("for_each: [x]", "has no 'a'"),
+    ],
+)
+def test_a_template_that_cannot_be_filled_is_a_problem(folder: Path, text: str, words: str) -> None:
+    loading = load(folder, t=f"name: x-${{each.a}}\npromql: up\n{text}\n")
+    assert loading.missions == ()
+    (problem,) = loading.problems
+    assert (problem.code, str(problem.where)) == ("file/for-each", "t.yaml:3")
+    assert words in problem.message
+
+
+def test_files_folders_and_globs_name_each_file_once(folder: Path) -> None:
+    load(folder, a="name: a\npromql: up\n", sub__b="name: b\npromql: up\n")
+    Path(".hidden").mkdir()
+    Path(".hidden/c.yaml").write_text("name: c\npromql: up\n")
+    Path("notes.txt").write_text("no mission")
+    assert load_missions(["a.yaml", ".", "*.yaml", str(folder / "sub" / "*.yaml")]).files == ("a.yaml", "sub/b.yaml")
+
+
+def test_paths_that_are_not_there_are_refused(folder: Path) -> None:
+    for path in ("nowhere", "no/*.yaml"):
+        with pytest.raises(UsageError):
+            load_missions([path])
+
+
+def test_broken_defaults_are_a_problem_of_their_own_file(folder: Path) -> None:
+    loading = load(folder, defaults="- 1\n", a="name: a\npromql: up\n")
+    assert told(loading) == [("defaults.yaml:1", "", "file/shape")]
