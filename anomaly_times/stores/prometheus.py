@@ -5,6 +5,7 @@ What differs between servers is asked of them (`is_victoria_metrics`), never gue
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import Counter
@@ -19,7 +20,7 @@ import numpy as np
 
 from anomaly_times.conventions import FORECAST_METRICS, LABEL_MISSION, SCORE
 from anomaly_times.durations import EPOCH, format_duration, milliseconds
-from anomaly_times.errors import QueryError, StoreError
+from anomaly_times.errors import QueryError, StoreError, StoreUnavailableError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Floats, Forecast, Grid, Labels, Panel, Scores
 from anomaly_times.settings import Source, WriteMode
@@ -40,6 +41,7 @@ _LONGEST_SELECTOR = 16_000
 _BYTES_A_SAMPLE, _BYTES_A_SERIES, _BYTES_ANYWAY = 50, 4096, 64 * 1024 * 1024
 
 _REFUSED_QUERY = (400, 422)
+_OUT_OF_TIME = re.compile("timeout exceeded|timed out|deadline exceeded", re.IGNORECASE)
 # -search.latencyOffset is 30 s and applies to steps below -search.maxStepForPointsAdjustment, 1 m.
 _LATENCY_STEP = timedelta(minutes=1)
 _LATENCY_MS = 60_000
@@ -347,12 +349,16 @@ class PrometheusStore:
         """What to raise where the server refuses a query."""
         if exc.status not in _REFUSED_QUERY:
             return _wrong_url(exc)
+        reason = server_reason(exc.text) or exc.message
+        if _OUT_OF_TIME.search(reason):
+            # VictoriaMetrics answers 422 for this too.
+            return StoreUnavailableError(f"{self.name}: {reason}", hint="ask for less at once, or try again later")
         position = server_position(query.text, exc.text)
         if position is None:
             position = query.position
         shown = "" if position is None else "\n" + point_at(query.text, position)
         return QueryError(
-            f"{self.name} refuses the query: {server_reason(exc.text) or exc.message}{shown}",
+            f"{self.name} refuses the query: {reason}{shown}",
             hint=f"as PromQL: {query.problem}" if query.problem else "",
         )
 

@@ -68,7 +68,7 @@ def parse_query(promql: str) -> Query:
     try:
         tree = promql_parser.parse(promql)
     except ValueError as exc:
-        words = str(exc)
+        words = str(exc).replace("invalid promql query", "it breaks the grammar")
         return Query(promql, problem=problem or words, position=position if problem else _quoted(promql, words))
     kind = _kind(tree)
     if kind in _NO_SERIES:

@@ -493,6 +493,18 @@ def test_a_server_that_refuses_otherwise_is_no_bad_query(tmp_path: Path) -> None
         mock_store(answer, tmp_path).read("up", RECENT)
 
 
+def test_a_query_that_takes_too_long_is_no_bad_query(tmp_path: Path) -> None:
+    words = (
+        'error when executing query="up" on the time range (start=1): timeout exceeded during the query'
+    )
+
+    def answer(path: str, form: dict[str, list[str]]) -> httpx.Response:
+        return no_victoria(path, form) or httpx.Response(422, json={"status": "error", "error": words})
+
+    with pytest.raises(StoreUnavailableError, match=r"example: timeout exceeded during the query"):
+        mock_store(answer, tmp_path).read("up", RECENT)
+
+
 def test_no_answer_holds_a_secret(tmp_path: Path) -> None:
     secret = "s3cret-token"
     store = mock_store(lambda *_: httpx.Response(500, text="oops"), tmp_path, bearer_token=secret, timeout="50ms")
