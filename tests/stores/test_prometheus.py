@@ -494,9 +494,7 @@ def test_a_server_that_refuses_otherwise_is_no_bad_query(tmp_path: Path) -> None
 
 
 def test_a_query_that_takes_too_long_is_no_bad_query(tmp_path: Path) -> None:
-    words = (
-        'error when executing query="up" on the time range (start=1): timeout exceeded during the query'
-    )
+    words = 'error when executing query="up" on the time range (start=1): timeout exceeded during the query'
 
     def answer(path: str, form: dict[str, list[str]]) -> httpx.Response:
         return no_victoria(path, form) or httpx.Response(422, json={"status": "error", "error": words})
