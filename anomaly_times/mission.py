@@ -7,26 +7,30 @@ A mission is what a user writes; it is frozen, refuses fields that it does not k
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
-from functools import lru_cache
+from datetime import UTC, datetime, timedelta
+from functools import cache, lru_cache
+from itertools import islice, pairwise
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from cronsim import CronSim, CronSimError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from anomaly_times.conventions import LABEL_METRIC, LABEL_MISSION, MISSION_NAME, written_labels
-from anomaly_times.durations import Duration, format_duration, milliseconds, parse_duration
+from anomaly_times.durations import EPOCH, Duration, format_duration, milliseconds, parse_duration
 from anomaly_times.panel import Grid, Labels
 from anomaly_times.settings import WriteMode
 
-__all__ = ["Detect", "Direction", "Forecasting", "Missing", "Mission", "ModelSpec"]
+__all__ = ["Alert", "Detect", "Direction", "Exclusion", "Forecasting", "Missing", "Mission", "ModelSpec", "Silence"]
 
 Direction = Literal["both", "above", "below"]
 Missing = Literal["ignore", "zero", "anomaly"]
 
 
 class _Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=True, serialize_by_alias=True, ser_json_inf_nan="strings"
+    )
 
 
 class ModelSpec(BaseModel):
@@ -62,6 +66,23 @@ def _ratio_pair(value: object) -> object:
     return tuple(_ratio(side) for side in pair) if isinstance(pair, (list, tuple)) else pair
 
 
+def _cron(text: str) -> str:
+    """A cron line with five fields, names of months and days allowed."""
+    if len(text.split()) != 5 or len(text) > 200:
+        raise ValueError("must have five fields: minute, hour, day of month, month, day of week")
+    try:
+        next(CronSim(text, EPOCH))
+    except (CronSimError, StopIteration) as exc:
+        raise ValueError(f"{text[:64]!r} is no cron line, or never comes") from exc
+    return " ".join(text.split())
+
+
+@cache
+def _longest_pause(cron: str) -> timedelta:
+    times = list(islice(CronSim(cron, EPOCH), 1000))
+    return max((later - earlier for earlier, later in pairwise(times)), default=timedelta(days=366))
+
+
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SidePair = Annotated[tuple[NonNegative, NonNegative], BeforeValidator(_pair)]
@@ -69,21 +90,50 @@ RatioPair = Annotated[tuple[NonNegative, NonNegative], BeforeValidator(_ratio_pa
 ScalePair = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
 
 
+class Exclusion(_Spec):
+    """A stretch of history that no model may learn from: both ends inclusive, UTC where no zone is given."""
+
+    start: datetime
+    end: datetime
+
+    @field_validator("start", "end")
+    @classmethod
+    def _zoned(cls, value: datetime) -> datetime:
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if not self.start < self.end:
+            raise ValueError("must begin before it ends")
+        return self
+
+
+Cron = Annotated[str, AfterValidator(_cron)]
+
+
 class Forecasting(_Spec):
     """How history becomes a forecast."""
 
     every: Duration = parse_duration("1h")
+    cron: Cron | None = Field(default=None, description="five fields, in the mission's `timezone`; instead of `every`")
     lookback: Duration = Field(default=parse_duration("14d"), description="how much history a forecast reads")
     horizon: Duration | None = Field(default=None, description="how far it reaches; twice `every` by default")
     model: Annotated[ModelSpec, BeforeValidator(_model)] = ModelSpec()
     level: float = Field(default=99.9, gt=0, lt=100, description="per cent of normal points inside the bounds")
     interval_scale: ScalePair = Field(default=(1.0, 1.0), description="widens the bounds: [below, above], or one")
+    exclude: tuple[Exclusion, ...] = Field(default=(), description="stretches of history not to learn from")
+
+    @property
+    def period(self) -> timedelta:
+        """`every`, or the longest pause of `cron`: how long a forecast must last."""
+        return _longest_pause(self.cron) if self.cron else self.every
 
 
 class Detect(_Spec):
     """How new points are held against the forecast."""
 
     every: Duration = parse_duration("1m")
+    cron: Cron | None = Field(default=None, description="five fields, in the mission's `timezone`; instead of `every`")
     direction: Direction = "both"
     min_deviation: SidePair = Field(default=(0.0, 0.0), description="smaller deviations score 0: [below, above]")
     min_relative_deviation: RatioPair = Field(default=(0.0, 0.0), description="the same, as a share of the forecast")
@@ -98,6 +148,22 @@ class Detect(_Spec):
         if not value[0] < value[1]:
             raise ValueError("must be [lowest, highest]")
         return value
+
+
+class Alert(_Spec):
+    """When somebody is told; what `at rules` writes."""
+
+    above: Positive = Field(default=1.0, description="a score over this is anomalous")
+    for_: Duration = Field(default=parse_duration("5m"), alias="for", description="so long, before anybody is told")
+    per_series: bool = Field(default=False, description="an alert for each series, instead of one a mission")
+    labels: dict[str, str] = Field(default_factory=dict, description="labels of the alert, e.g. severity")
+
+
+class Silence(_Spec):
+    """A check that is known and accepted here, and why."""
+
+    code: str = Field(pattern=r"^[a-z0-9]+(?:[/-][a-z0-9]+)*$")
+    reason: str = Field(min_length=1)
 
 
 def _season(value: object) -> object:
@@ -126,6 +192,9 @@ class Mission(_Spec):
     labels: dict[str, str] = Field(default_factory=dict, description="added to everything written")
     forecast: Forecasting = Forecasting()
     detect: Detect = Detect()
+    alert: Alert = Alert()
+    isolated: bool = Field(default=False, description="a schedule of its own, instead of a place in a pack")
+    silence: tuple[Silence, ...] = Field(default=(), description="checks that are accepted here")
 
     @field_validator("name")
     @classmethod
@@ -169,7 +238,7 @@ class Mission(_Spec):
     @property
     def horizon(self) -> timedelta:
         """How far a forecast reaches past its cutoff."""
-        return self.forecast.horizon or 2 * self.forecast.every
+        return self.forecast.horizon or 2 * self.forecast.period
 
     @property
     def h(self) -> int:

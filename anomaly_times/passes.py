@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from anomaly_times import scoring
 from anomaly_times.conventions import source_labels
-from anomaly_times.durations import format_duration
+from anomaly_times.durations import EPOCH, format_duration, milliseconds
 from anomaly_times.errors import AnomalyTimesError, MissionError, NoSeriesError
 from anomaly_times.mission import Mission
 from anomaly_times.models import build_model
@@ -126,6 +126,7 @@ def _forecast(mission: Mission, store: Store, *, now: datetime, keep_history: bo
         )
     if ended:
         history = history.rows(alive)
+    history = _without_exclusions(history, mission)
     model = build_model(mission.forecast.model, season=mission.season, timezone=mission.timezone)
     raw = forecast_with_bounds(model, history, h=mission.h, level=mission.forecast.level)
     forecast = scoring.final_bounds(
@@ -141,6 +142,18 @@ def _forecast(mission: Mission, store: Store, *, now: datetime, keep_history: bo
         ended=ended,
         history=history if keep_history else None,
     )
+
+
+def _without_exclusions(history: Panel, mission: Mission) -> Panel:
+    """The history with gaps where the mission says that nothing can be learned."""
+    if not mission.forecast.exclude:
+        return history
+    y = history.y.copy()
+    times = history.grid.epoch_ms()
+    for window in mission.forecast.exclude:
+        start, end = (milliseconds(at - EPOCH) for at in (window.start, window.end))
+        y[:, (times >= start) & (times <= end)] = np.nan
+    return replace(history, y=y)
 
 
 def _band_warnings(mission: Mission, forecast: Forecast) -> tuple[str, ...]:

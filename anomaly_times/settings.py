@@ -216,7 +216,9 @@ def source_for_url(url: str) -> Source:
             return Source(url=url)
         folder = url.removeprefix("file://")
         if "://" in folder or not folder:
-            raise UsageError(f"{url!r} is neither an HTTP URL nor a folder", hint="e.g. http://localhost:8428, ./metrics")
+            raise UsageError(
+                f"{url!r} is neither an HTTP URL nor a folder", hint="e.g. http://localhost:8428, ./metrics"
+            )
         return Source(folder=Path(folder))
     except ValidationError as exc:
         raise UsageError(_settings_message(exc, prefix="the URL ")) from None

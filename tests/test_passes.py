@@ -113,6 +113,21 @@ def test_a_mapper_of_threads_gives_the_same_in_the_same_order() -> None:
         assert np.array_equal(one.forecast.upper, two.forecast.upper)
 
 
+def test_no_model_learns_from_an_excluded_stretch() -> None:
+    clean, spoilt = series(1), series(1)
+    start, end = NOW - timedelta(days=1, hours=3), NOW - timedelta(days=1)
+    spoilt.y[:, spoilt.grid.index(start) + 1 : spoilt.grid.index(end) + 1] = 1e6
+    window = {"lookback": "7d", "model": "seasonal_naive", "exclude": [{"start": start, "end": end}]}
+    one, two = (
+        forecast_pass([mission(forecast=window)], {"": MemoryStore({"load": panel})}, now=NOW)[0].forecast
+        for panel in (clean, spoilt)
+    )
+    assert one is not None
+    assert two is not None
+    assert np.array_equal(one.yhat, two.yhat)
+    assert np.array_equal(one.upper, two.upper)
+
+
 def test_a_series_silent_for_a_day_is_forecast_no_more() -> None:
     panel = series(3)
     panel.y[1, panel.grid.index(NOW - timedelta(hours=25)) :] = np.nan
