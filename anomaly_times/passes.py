@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -197,13 +199,6 @@ def detect_pass(
         detect = mission.detect
         batches[mission.source, mission.step, mission.offset, detect.every, detect.catch_up].append(mission)
 
-    work: list[_Work] = []
-    for batch in batches.values():
-        try:
-            work += _prepare(batch, _store(stores, batch[0]), now=now, window=window, forecasts=forecasts or {})
-        except Exception as exc:  # noqa: BLE001 - the border between batches: none may stop its neighbours
-            work += [_Work(mission, error=_as_error(exc, mission)) for mission in batch]
-
     def one(item: _Work) -> DetectResult:
         if item.error is not None or item.grid is None:
             return DetectResult(item.mission, error=item.error)
@@ -212,9 +207,18 @@ def detect_pass(
         except Exception as exc:  # noqa: BLE001 - the border between missions: none may stop its neighbours
             return DetectResult(item.mission, error=_as_error(exc, item.mission))
 
-    order = {mission.name: position for position, mission in enumerate(missions)}
-    work.sort(key=lambda item: order[item.mission.name])
-    return _collect(mapper(one, work), on_done)
+    work: list[_Work] = []
+    # Stored forecasts come in a thread of their own while the missions read their values.
+    with ThreadPoolExecutor(max(1, len(batches)), thread_name_prefix="forecasts") as pool:
+        for batch in batches.values():
+            try:
+                store = _store(stores, batch[0])
+                work += _prepare(batch, store, pool, now=now, window=window, forecasts=forecasts or {})
+            except Exception as exc:  # noqa: BLE001 - the border between batches: none may stop its neighbours
+                work += [_Work(mission, error=_as_error(exc, mission)) for mission in batch]
+        order = {mission.name: position for position, mission in enumerate(missions)}
+        work.sort(key=lambda item: order[item.mission.name])
+        return _collect(mapper(one, work), on_done)
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +227,8 @@ class _Work:
 
     mission: Mission
     grid: Grid | None = None
-    forecast: Forecast | None = None
+    forecast: Callable[[], Forecast | None] = lambda: None
+    """Waits for the forecast; its labels are the written ones."""
     scored: Panel | None = None
     error: AnomalyTimesError | None = None
 
@@ -231,12 +236,13 @@ class _Work:
 def _prepare(
     batch: Sequence[Mission],
     store: Store,
+    pool: Executor,
     *,
     now: datetime,
     window: timedelta | None,
     forecasts: Mapping[str, Forecast],
 ) -> list[_Work]:
-    """The grids of a batch, and its forecasts in one query."""
+    """The grids of a batch; its forecasts are asked for in one query, in `pool`."""
     first = batch[0]
     if window is not None:
         grids = {mission.name: first.detect_grid(now, window) for mission in batch}
@@ -244,25 +250,27 @@ def _prepare(
     else:
         grids, scored = _unscored(batch, store, now=now)
     wanted = [mission for mission in batch if grids[mission.name].n and mission.name not in forecasts]
-    stored: Mapping[str, Forecast] = {}
+    stored: Future[Mapping[str, Forecast]] | None = None
     if wanted:
         start = min(grids[mission.name].start for mission in wanted)
-        stored = store.read_forecasts(wanted, Grid.covering(start, first.last_time(now), first.step))
-    work = []
-    for mission in batch:
-        grid = grids[mission.name]
+        grid = Grid.covering(start, first.last_time(now), first.step)
+        stored = pool.submit(store.read_forecasts, wanted, grid)
+
+    def forecast_of(mission: Mission) -> Forecast | None:
         given = forecasts.get(mission.name)
         if given is not None:
-            given = replace(given, labels=mission.written_labels(given.labels))
-        work.append(
-            _Work(
-                mission,
-                grid if grid.n else None,
-                given or stored.get(mission.name),
-                scored.get(mission.name),
-            )
+            return replace(given, labels=mission.written_labels(given.labels))
+        return stored.result().get(mission.name) if stored is not None else None
+
+    return [
+        _Work(
+            mission,
+            grids[mission.name] if grids[mission.name].n else None,
+            partial(forecast_of, mission),
+            scored.get(mission.name),
         )
-    return work
+        for mission in batch
+    ]
 
 
 def _unscored(batch: Sequence[Mission], store: Store, *, now: datetime) -> tuple[dict[str, Grid], dict[str, Panel]]:
@@ -292,10 +300,12 @@ def _newest(y: Floats) -> npt.NDArray[np.intp]:
 
 
 def _detect(item: _Work, grid: Grid, store: Store) -> DetectResult:
-    mission, forecast = item.mission, item.forecast
+    mission = item.mission
     try:
         panel = store.read(mission.promql, grid, max_series=mission.max_series)
+        forecast = item.forecast()
     except NoSeriesError:
+        forecast = item.forecast()
         if forecast is None:
             raise
         panel = Panel((), grid, np.empty((0, grid.n)))

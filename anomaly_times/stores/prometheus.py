@@ -20,7 +20,7 @@ import numpy as np
 
 from anomaly_times.conventions import FORECAST_METRICS, LABEL_MISSION, SCORE
 from anomaly_times.durations import EPOCH, format_duration, milliseconds
-from anomaly_times.errors import QueryError, StoreError, StoreUnavailableError
+from anomaly_times.errors import NoSeriesError, QueryError, StoreError, StoreUnavailableError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Floats, Forecast, Grid, Labels, Panel, Scores
 from anomaly_times.settings import Source, WriteMode
@@ -308,11 +308,15 @@ class PrometheusStore:
         labels: list[Labels] = []
         parts: list[Floats] = []
         for names in _chunks([mission.name for mission in missions]):
-            # Names of metrics and missions hold nothing that a regular expression would take as its own.
-            selector = f'{{__name__=~"{"|".join(metrics)}",{LABEL_MISSION}=~"{"|".join(names)}"}}'
-            found, y = self._range(f"last_over_time({selector}[{window}])", grid, self.source.readback_url)
-            labels += found
-            parts.append(y)
+            # A selector that matched nothing may match by now, and VictoriaMetrics does not look again for 10 s.
+            for regex in ("|".join(metrics), writing.uncached(*metrics)):
+                # Names of metrics and missions hold nothing that a regular expression would take as its own.
+                selector = f'{{__name__=~"{regex}",{LABEL_MISSION}=~"{"|".join(names)}"}}'
+                found, y = self._range(f"last_over_time({selector}[{window}])", grid, self.source.readback_url)
+                labels += found
+                parts.append(y)
+                if found or not self._is_victoria(self.source.readback_url):
+                    break
         y = np.concatenate(parts)
         keys: dict[str, dict[Labels, list[int]]] = {}
         for i, row in enumerate(labels):
@@ -362,7 +366,7 @@ class PrometheusStore:
             hint=f"as PromQL: {query.problem}" if query.problem else "",
         )
 
-    def _nothing(self, query: Query, grid: Grid) -> QueryError:
+    def _nothing(self, query: Query, grid: Grid) -> NoSeriesError:
         """Why a query answers nothing: which of its selectors has no series."""
         span = {"start": _seconds(grid.start_ms), "end": _seconds(milliseconds(grid.end - EPOCH))}
         when = f"between {grid.start:%Y-%m-%d %H:%M} and {grid.end:%Y-%m-%d %H:%M} UTC"
@@ -373,16 +377,16 @@ class PrometheusStore:
             try:
                 body = self._ask(base, "label/__name__/values", {"match[]": selector, **span}, method="GET")
             except RefusedError:
-                return QueryError(f"{self.name}: the query answers no series {when}")
+                return NoSeriesError(f"{self.name}: the query answers no series {when}")
             if not parse_strings(body, where=base):
                 missing.append(selector)
         if missing:
-            return QueryError(
+            return NoSeriesError(
                 f"{self.name}: no series matches {' nor '.join(missing)} {when}",
                 hint="check the metric's name and the labels, and whether the source holds that time",
             )
         what = "its selectors match series, and yet " if query.selectors else ""
-        return QueryError(
+        return NoSeriesError(
             f"{self.name}: {what}the query answers nothing {when}",
             hint="is a range like [5m] shorter than two scrapes? do both sides of an operator have equal labels?",
         )
