@@ -12,7 +12,7 @@ Format: https://prometheus.io/docs/prometheus/latest/querying/api/#expression-qu
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -21,11 +21,12 @@ import numpy.typing as npt
 from anomaly_times.errors import QueryError, StoreDataError
 from anomaly_times.panel import Floats, Grid, Labels
 
-__all__ = ["parse_matrix", "parse_samples", "parse_strings"]
+__all__ = ["parse_matrix", "parse_newest", "parse_samples", "parse_strings"]
 
 logger = logging.getLogger(__name__)
 
 _Integers = npt.NDArray[np.int64]
+_Placing = Callable[[_Integers, _Integers, Floats, Grid, str], Floats]
 
 _VALUES = b'"values":[['
 _FIRST_METRIC = b'{"metric":{'
@@ -80,11 +81,24 @@ def parse_matrix(body: bytes, grid: Grid, *, where: str) -> tuple[list[Labels], 
         QueryError: the answer holds native histograms.
         StoreDataError: no such JSON, broken off, partial, an error, no matrix, or samples off the grid.
     """
+    return _parse(body, grid, _place, where)
+
+
+def parse_newest(body: bytes, grid: Grid, *, where: str) -> tuple[list[Labels], Floats]:
+    """The newest raw sample of each step: what a range selector over the whole of `grid` answers, on the grid.
+
+    A sample belongs to the grid time that it lies at, or less than a step before. Arguments, answer and errors are
+    those of `parse_matrix`.
+    """
+    return _parse(body, grid, _place_newest, where)
+
+
+def _parse(body: bytes, grid: Grid, place: _Placing, where: str) -> tuple[list[Labels], Floats]:
     cut = _cut(body)
     if cut is not None:
         frame, metrics, cells = cut
         labels = _decode_all(metrics)
-        y = None if labels is None else _numbers_of(cells, grid, where)
+        y = None if labels is None else _numbers_of(cells, grid, place, where)
         if labels is not None and y is not None:
             _result(frame, "matrix", where)
             return labels, y
@@ -93,7 +107,7 @@ def parse_matrix(body: bytes, grid: Grid, *, where: str) -> tuple[list[Labels], 
     samples = [sample for row in rows for sample in row.values]
     times = np.rint(np.array([at for at, _ in samples], dtype=np.float64) * 1000).astype(np.int64)
     values = np.array([_float(text, where) for _, text in samples], dtype=np.float64)
-    return [Labels.of(row.metric) for row in rows], _place(counts, times, values, grid, where)
+    return [Labels.of(row.metric) for row in rows], place(counts, times, values, grid, where)
 
 
 def parse_samples(body: bytes, *, where: str) -> list[tuple[Labels, list[tuple[int, float]]]]:
@@ -152,9 +166,9 @@ def _cut(body: bytes) -> tuple[bytes, list[bytes], list[bytes]] | None:
     return (head[:start] + tail, metrics, cells) if tail[:1] == b"]" else None
 
 
-def _numbers_of(cells: list[bytes], grid: Grid, where: str) -> Floats | None:
+def _numbers_of(cells: list[bytes], grid: Grid, place: _Placing, where: str) -> Floats | None:
     """All samples as a matrix; `None` if any does not look as it must."""
-    whole_seconds = not (grid.start_ms % 1000 or grid.step_ms % 1000)
+    whole_seconds = place is _place and not (grid.start_ms % 1000 or grid.step_ms % 1000)
     y = np.empty((len(cells), grid.n))
     # Blocks that fit the processor's cache are faster than one pass over all.
     rows = max(1, _BLOCK_POINTS // max(1, grid.n))
@@ -162,7 +176,7 @@ def _numbers_of(cells: list[bytes], grid: Grid, where: str) -> Floats | None:
         numbers = _numbers(cells[first : first + rows], whole_seconds=whole_seconds)
         if numbers is None:
             return None
-        y[first : first + rows] = _place(*numbers, grid, where)
+        y[first : first + rows] = place(*numbers, grid, where)
     return y
 
 
@@ -204,6 +218,22 @@ def _place(counts: _Integers, times: _Integers, values: Floats, grid: Grid, wher
             )
         y = np.full((len(counts), grid.n), np.nan)
         y[np.repeat(np.arange(len(counts)), counts), columns] = values
+    return _without_infinities(y)
+
+
+def _place_newest(counts: _Integers, times: _Integers, values: Floats, grid: Grid, where: str) -> Floats:
+    """The last sample of each step as a matrix."""
+    columns = -((grid.start_ms - times) // grid.step_ms)
+    wrong = (columns < 0) | (columns >= grid.n)
+    if wrong.any():
+        raise StoreDataError(f"{where} answers a sample at {times[wrong][0] / 1000:.3f} s, which was not asked for")
+    y = np.full((len(counts), grid.n), np.nan)
+    # Samples rise in time, and of two for one place the last stays.
+    y[np.repeat(np.arange(len(counts)), counts), columns] = values
+    return _without_infinities(y)
+
+
+def _without_infinities(y: Floats) -> Floats:
     infinite = np.isinf(y)
     return np.where(infinite, np.nan, y) if infinite.any() else y
 

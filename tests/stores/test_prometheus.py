@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -452,10 +453,39 @@ def test_many_missions_are_asked_for_in_bearable_queries(tmp_path: Path, monkeyp
 
     missions = [mission(f"m-{i}") for i in range(12)]
     found = mock_store(answer, tmp_path).read_scores(missions, Grid(EPOCH, MINUTE, 1))
-    assert list(found) == [m.name for m in missions]
+    assert sorted(found) == sorted(m.name for m in missions)
     assert all(panel.y == [[1]] for panel in found.values())
     assert "|".join(asked) == "|".join(m.name for m in missions)
     assert len(asked) == 3
+
+
+def test_results_in_any_order_find_their_series_minute_after_minute(tmp_path: Path) -> None:
+    minute = 0
+
+    def answer(path: str, form: dict[str, list[str]]) -> httpx.Response | dict[str, Any]:
+        if refusal := no_victoria(path, form):
+            return refusal
+        hosts = ["a", "b", "c"][: 2 + minute % 2]
+        rows = [
+            {
+                "metric": {"__name__": metric, "mission": name, "host": host},
+                "values": [[60 * minute, f"{10 * i + ord(host)}{name[-1]}"]],
+            }
+            for i, metric in enumerate(("anomaly_pred", "anomaly_lower", "anomaly_upper"))
+            for name in ("m-1", "m-2")
+            for host in hosts
+        ]
+        random.Random(minute).shuffle(rows)
+        return {"resultType": "matrix", "result": rows}
+
+    missions = [mission("m-1", write="ahead"), mission("m-2", write="ahead")]
+    with mock_store(answer, tmp_path) as store:
+        for minute in range(6):
+            found = store.read_forecasts(missions, Grid(EPOCH + minute * MINUTE, MINUTE, 1))
+            hosts = ["a", "b", "c"][: 2 + minute % 2]
+            for name in ("m-1", "m-2"):
+                assert [row.get("host") for row in found[name].labels] == hosts
+                assert found[name].upper[:, 0].tolist() == [float(f"{20 + ord(host)}{name[-1]}") for host in hosts]
 
 
 def test_two_relays_of_one_result_are_one_series(tmp_path: Path) -> None:
