@@ -9,10 +9,13 @@ import hashlib
 import re
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import Literal
 
 from anomaly_times.panel import Labels
 
 __all__ = [
+    "DETECTION_DEPLOYMENT",
+    "FORECASTING_DEPLOYMENT",
     "FORECAST_METRICS",
     "LABEL_METRIC",
     "LABEL_MISSION",
@@ -20,10 +23,17 @@ __all__ = [
     "MISSION_NAME",
     "PRED",
     "SCORE",
+    "TAG",
+    "TAG_PAUSED",
     "UPPER",
+    "Kind",
     "lead_ms",
     "name_for_query",
+    "pack_slug",
+    "pack_tag",
+    "project_tag",
     "source_labels",
+    "variable_name",
     "written_labels",
 ]
 
@@ -86,6 +96,44 @@ def name_for_query(source: str, promql: str) -> str:
     parts = re.split(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|`[^`]*`)""", promql.strip())
     canonical = "".join(part if i % 2 else re.sub(r"\s+", " ", part) for i, part in enumerate(parts))
     return "q-" + hashlib.sha256(f"{source}\0{canonical}".encode()).hexdigest()[:10]
+
+
+FORECASTING_DEPLOYMENT = "forecasting/forecasting-deployment"
+DETECTION_DEPLOYMENT = "detection/detection-deployment"
+"""Flow and deployment that run missions on Prefect; schedules made by hand name them too."""
+
+TAG = "anomaly-times"
+"""What everything of ours on a Prefect server is tagged with."""
+TAG_PAUSED = "paused"
+
+Kind = Literal["forecast", "detect"]
+
+
+def project_tag(project: str) -> str:
+    """The tag that says whose missions these are."""
+    return f"project:{project}"
+
+
+def pack_tag(slug: str) -> str:
+    """The tag by which the runs of a pack find its missions."""
+    return f"pack:{slug}"
+
+
+def variable_name(mission: str) -> str:
+    """The Prefect Variable that holds a deployed mission (Prefect takes no hyphens)."""
+    return "at_" + mission.replace("-", "_")
+
+
+def pack_slug(project: str, kind: Kind, cadence: str, place: str) -> str:
+    """The name of a pack, and of its schedule: `at:shop:detect:1m:00`.
+
+    Args:
+        project: whose it is.
+        kind: what its runs do.
+        cadence: `every` as a duration, or a short name for a cron line.
+        place: a number among packs alike, or the name of an isolated mission.
+    """
+    return f"at:{project}:{kind}:{cadence}:{place}"
 
 
 def lead_ms(k: int, step: timedelta) -> int:

@@ -1,0 +1,150 @@
+"""A mission as it is deployed: what a Prefect Variable holds, written and read without Prefect.
+
+The value is small JSON (Prefect takes 5,000 bytes): the mission's fields that differ from their defaults, the version
+of this form (`spec`), and `since` when results of the mission mean what they mean now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+from pydantic import ValidationError
+
+from anomaly_times.conventions import TAG, TAG_PAUSED, pack_tag, project_tag
+from anomaly_times.errors import MissionError
+from anomaly_times.mission import Mission
+
+__all__ = ["MAX_BYTES", "SPEC", "DeployedMission", "Pause", "from_value", "to_value"]
+
+SPEC = 1
+MAX_BYTES = 5_000
+"""Of a Variable's value, as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A mission that rests: until when (`None`: until it is resumed), and why."""
+
+    until: datetime | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class DeployedMission:
+    """A mission, its packs (forecast, detect), and since when its results mean what they mean now.
+
+    Forecasts with an older cutoff than `since` were made for another query, step or label set, and are not scored
+    against.
+    """
+
+    mission: Mission
+    project: str
+    packs: tuple[str, str]
+    since: datetime
+    paused: Pause | None = None
+
+    @property
+    def tags(self) -> list[str]:
+        """The tags of its Variable."""
+        tags = [TAG, project_tag(self.project), *(pack_tag(slug) for slug in self.packs)]
+        return [*tags, TAG_PAUSED] if self.paused else tags
+
+
+def to_value(deployed: DeployedMission) -> dict[str, Any]:
+    """The value of the Variable: plain JSON data.
+
+    Raises:
+        MissionError: it would be larger than `MAX_BYTES`.
+    """
+    value: dict[str, Any] = {
+        "spec": SPEC,
+        "since": deployed.since.isoformat(),
+        # By way of text, in which infinity is a string, as JSON has no number for it.
+        "mission": msgspec.json.decode(deployed.mission.model_dump_json(exclude_defaults=True)),
+    }
+    if deployed.paused:
+        until = deployed.paused.until
+        value["paused"] = {"until": until.isoformat() if until else None, "reason": deployed.paused.reason}
+    size = len(msgspec.json.encode(value))
+    if size > MAX_BYTES:
+        raise MissionError(
+            f"mission {deployed.mission.name} takes {size:,} bytes; a deployed one may take {MAX_BYTES:,}",
+            hint="shorten its query or description, or record the query as a rule on the server",
+        )
+    return value
+
+
+def from_value(name: str, value: object, tags: Sequence[str]) -> DeployedMission:
+    """The mission that a Variable holds; fields that this version does not know are let pass.
+
+    Args:
+        name: the Variable's name, for messages.
+        value: its value.
+        tags: its tags.
+
+    Raises:
+        MissionError: it was edited into something else, or was written by a newer version.
+    """
+    hint = "apply the mission's file again"
+    if not isinstance(value, Mapping) or not isinstance(value.get("mission"), Mapping):
+        raise MissionError(f"the Variable {name} holds no mission", hint=hint)
+    spec = value.get("spec")
+    if not isinstance(spec, int):
+        raise MissionError(f"the Variable {name} does not say which form it has (`spec`)", hint=hint)
+    if spec > SPEC:
+        raise MissionError(
+            f"the Variable {name} was written by a newer version (spec {spec}; this one knows {SPEC})",
+            hint="upgrade anomaly-times where workers run",
+        )
+    try:
+        mission = Mission.model_validate(_known(Mission.model_json_schema(), value["mission"]))
+        since = datetime.fromisoformat(str(value.get("since")))
+        resting = value.get("paused")
+        until = resting.get("until") if isinstance(resting, Mapping) else None
+        paused = (
+            Pause(datetime.fromisoformat(until) if until else None, str(resting.get("reason") or ""))
+            if isinstance(resting, Mapping)
+            else None
+        )
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise MissionError(f"the Variable {name} holds a broken mission: {where}: {first['msg']}", hint=hint) from exc
+    except (TypeError, ValueError) as exc:
+        raise MissionError(f"the Variable {name} holds a broken time: {exc}", hint=hint) from exc
+    if since.tzinfo is None:
+        raise MissionError(f"the Variable {name} holds a time without a zone", hint=hint)
+    return DeployedMission(mission, _tagged(tags, "project:"), _packs(tags), since, paused)
+
+
+def _tagged(tags: Sequence[str], prefix: str) -> str:
+    return next((tag.removeprefix(prefix) for tag in tags if tag.startswith(prefix)), "")
+
+
+def _packs(tags: Sequence[str]) -> tuple[str, str]:
+    slugs: dict[Literal["forecast", "detect"], str] = {}
+    for tag in tags:
+        parts = tag.removeprefix("pack:").split(":")
+        if tag.startswith("pack:at:") and len(parts) > 2 and parts[2] in ("forecast", "detect"):
+            slugs["forecast" if parts[2] == "forecast" else "detect"] = tag.removeprefix("pack:")
+    return slugs.get("forecast", ""), slugs.get("detect", "")
+
+
+def _known(schema: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` less the fields that the schema does not have, at every depth where it allows no others."""
+    definitions = schema.get("$defs", {})
+
+    def keep(node: Mapping[str, Any], value: Any) -> Any:
+        if "$ref" in node:
+            node = definitions[node["$ref"].rsplit("/", 1)[-1]]
+        if isinstance(value, Mapping) and "properties" in node:
+            fields = node["properties"]
+            free = node.get("additionalProperties") is not False
+            return {key: keep(fields.get(key, {}), inner) for key, inner in value.items() if free or key in fields}
+        return value
+
+    return dict(keep(schema, data))
