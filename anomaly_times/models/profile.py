@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -24,15 +25,16 @@ import numpy.typing as npt
 from anomaly_times.models.season import (
     DAY,
     Cycles,
+    Windows,
     believed,
     block_medians,
     blocks_of_rows,
     candidate_periods,
     fit_season,
-    moving_level,
+    level_around,
+    middle_mean,
     nan_median,
     rows_by_length,
-    window_mean,
 )
 from anomaly_times.models.tails import tail_quantiles
 from anomaly_times.panel import Floats, Panel, Quantiles
@@ -43,8 +45,10 @@ _LEADS = 7
 _MOMENTS = 64
 _RIDGE = 20.0
 _BANDS_A_DAY = 12
+_DAYS_ALIKE = 2.0
 _CLIP = 4.0
 _ECHO_RIDGE = 10.0
+_EVERY = 2
 _TINY = float(np.finfo(np.float64).tiny)
 _SHORT = "shorter than two cycles of any season: level only"
 
@@ -80,8 +84,7 @@ class Profile:
         return Quantiles(history.labels, history.grid.following(h), tuple(quantiles), values, notes)
 
     def _block(self, y: Floats, part: Panel, cycles: list[Cycles], h: int, quantiles: Sequence[float]) -> Floats:
-        center, scale = _center_and_scale(y)
-        z = (y - center) / scale
+        z, center, scale = _standardised(y)
         ahead = np.zeros((len(y), h))
         spread = np.ones((len(y), 1))
         for cycle in cycles:
@@ -89,72 +92,82 @@ class Profile:
             follows = np.nan_to_num(season.n) >= 2 if self.season is not None else believed(season)
             if follows.any():
                 profile = np.where(follows[:, None], season.profile, 0.0)
-                z = z - profile.take(cycle.slot, axis=1)
-                ahead += profile.take(cycle.ahead, axis=1)
+                z -= profile[:, cycle.slot]
+                ahead += profile[:, cycle.ahead]
                 # A profile made of n cycles fits these n better than the next one: by (n − 1) / (n + 1) in variance.
                 factor = np.sqrt((season.n + 1) / np.maximum(1.0, season.n - 1))
                 spread = np.where(follows[:, None], np.maximum(spread, factor[:, None]), spread)
         day = next((c for c in cycles if c.period == DAY), None)
         window = max(2, min(round(DAY / part.grid.step), part.grid.n // 2))
         lags = [round(c.period / part.grid.step) for c in cycles if c.period >= DAY]
-        level, errors = _rest(z, window, h, lags, day, quantiles)
-        out = (ahead + level)[:, :, None] + errors * spread[:, :, None]
+        level, unit, shape = _rest(z, window, h, lags, day, quantiles)
+        out = np.empty((*ahead.shape, len(quantiles)))
         with np.errstate(over="ignore"):
-            out = out * scale[:, :, None] + center[:, :, None]
+            ahead += level
+            ahead *= scale
+            ahead += center
+            unit *= spread * scale
+            for q in range(len(quantiles)):
+                np.add(ahead, unit * shape[:, q : q + 1], out=out[:, :, q])
         limit = np.finfo(np.float64).max
-        return np.asarray(np.clip(out, -limit, limit))
+        return np.clip(out, -limit, limit, out=out)
 
 
-def _center_and_scale(y: Floats) -> tuple[Floats, Floats]:
-    """A typical value of each row and the largest distance from it, so that squares neither overflow nor vanish."""
+def _standardised(y: Floats) -> tuple[Floats, Floats, Floats]:
+    """`y` less a typical value of each row, by the largest distance from it so that squares neither overflow nor vanish.
+
+    Then that value and that distance, float64[S, 1] each.
+    """
     center = nan_median(y[:, :: max(1, y.shape[1] // 63)])
     center = np.where(np.isnan(center), np.fmax.reduce(y, axis=1), center)[:, None]
-    reach = np.fmax.reduce(np.abs(y - center), axis=1)[:, None]
-    return center, np.where(reach > 0, reach, 1.0)
+    z = y - center
+    reach = np.fmax(np.fmax.reduce(z, axis=1), -np.fmin.reduce(z, axis=1))[:, None]
+    scale = np.where(reach > 0, reach, 1.0)
+    z /= scale
+    return z, center, scale
 
 
 def _rest(
     z: Floats, window: int, h: int, lags: Sequence[int], day: Cycles | None, quantiles: Sequence[float]
-) -> tuple[Floats, Floats]:
-    """Forecast of what the seasons left, float64[S, h], and quantiles of its errors, float64[S, h, Q]."""
+) -> tuple[Floats, Floats, Floats]:
+    """Forecast of what the seasons left, a unit for its errors (float64[S, h] each), and their quantiles in that unit.
+
+    The quantiles are float64[S, Q].
+    """
     n_points = z.shape[1]
     width = min(n_points, max(3, window // 24))
-    around = moving_level(z, 3 * width, width)
+    medians, size = block_medians(z, width)
+    around = level_around(medians, size, 3 * width, n_points)
     noise = z - around
-    limit = _CLIP * _quantile(np.abs(_sample(noise)), 0.75)
-    np.clip(noise, -limit, limit, out=noise)
+    limit = _CLIP * _order_statistics(np.abs(_sample(noise)), 0.75)[0]
+    np.minimum(noise, limit, out=noise)
+    np.maximum(noise, -limit, out=noise)
     # Short spikes are cut, a level shift is followed.
-    calm = around + noise
+    calm = np.add(around, noise, out=around)
 
-    reach = max(1, min(h, n_points // 3))
-    leads = np.unique(np.geomspace(1, reach, _LEADS).round().astype(np.intp))
-    first = min(window, n_points // 3)
-    moments = np.unique(np.linspace(first, n_points - 1 - reach, _MOMENTS).astype(np.intp))
-    if n_points < 4:
-        moments = moments[:0]
-    base, bands, widths = _bands(calm, np.append(moments, n_points - 1), window, width)
-    past, now = bands[:, :-1], bands[:, -1]
+    plan = _plan(n_points, medians.shape[1], size, window, h)
+    leads, moments, at, between = plan.leads, plan.moments, plan.at, plan.between
+    base, bands = _bands(calm, medians, plan)
+    past, now = bands[:, :, :-1], bands[:, :, -1:]
 
-    at = moments[:, None] + leads
-    target = calm.take(at, axis=1) - base[:, :-1, None]
-    weight = _persistence(past, target, leads, widths, n_points)
-    between = _between(leads, h)
-    expected = base[:, :-1, None] + np.matmul(past, weight.transpose(0, 2, 1))
-    ahead = (base[:, -1:] + np.einsum("sj,slj->sl", now, weight)) @ between
-    mean = base + bands[:, :, -1]
+    known = calm[:, at]
+    weight = _persistence(past, known - base[:, None, :-1], plan, n_points)
+    expected = np.matmul(weight, past)
+    expected += base[:, None, :-1]
+    ahead = (base[:, -1:] + np.matmul(weight, now)[:, :, 0]) @ between
+    mean = base + bands[:, -1]
     for lag in lags:
         echo, echo_ahead = _echo(calm, moments, leads, lag, h, mean)
-        strength = _regress(calm.take(at, axis=1) - expected, echo, lag, n_points)
-        expected += strength[:, None, :] * echo
+        strength = _regress(known - expected, echo, lag, n_points)
+        expected += strength[:, :, None] * echo
         ahead += (strength @ between) * echo_ahead
-    errors = z.take(at, axis=1) - expected
+    errors = z[:, at] - expected
 
     usual, usual_ahead = _usual_by_slot(np.abs(noise, out=noise), day, at, h)
     errors /= usual
-    by_lead = _size(errors.transpose(0, 2, 1))
-    shape = tail_quantiles((errors / by_lead[:, None, :]).reshape(len(z), -1), quantiles)
-    scale = (by_lead @ between) * usual_ahead
-    return ahead, np.nan_to_num(shape)[:, None, :] * scale[:, :, None]
+    by_lead = _size(errors)
+    errors /= by_lead[:, :, None]
+    return ahead, (by_lead @ between) * usual_ahead, np.nan_to_num(tail_quantiles(errors.reshape(len(z), -1), quantiles))
 
 
 def _sample(x: Floats) -> Floats:
@@ -162,80 +175,125 @@ def _sample(x: Floats) -> Floats:
     return x[:, :: max(1, x.shape[1] // 256)]
 
 
-def _quantile(x: Floats, q: float) -> Floats:
-    """Quantile `q` of each row, rounded to an order statistic: float64[S, 1], 0 for an empty row."""
+def _order_statistics(x: Floats, *shares: float) -> list[Floats]:
+    """Quantiles of each row, rounded to an order statistic: float64[S, 1] each, 0 for an empty row."""
     ordered = np.sort(x, axis=1)
-    count = ordered.shape[1] - np.isnan(ordered).sum(axis=1, keepdims=True)
-    return np.nan_to_num(np.take_along_axis(ordered, (q * np.maximum(0, count - 1)).astype(np.intp), axis=1))
+    last = ordered.shape[1] - 1 - np.isnan(ordered).sum(axis=1, keepdims=True)
+    rows = np.arange(len(x))[:, None]
+    return [np.nan_to_num(ordered[rows, (q * np.maximum(0, last)).astype(np.intp)]) for q in shares]
 
 
-def _bands(x: Floats, moments: Ints, window: int, width: int) -> tuple[Floats, Floats, Floats]:
-    """The past of each moment as the mean of all before (float64[S, M]) and bands on top of it (float64[S, M, J]).
+@dataclass(frozen=True)
+class _Plan:
+    """What depends on lengths only: the past moments, the leads, and where the windows of each moment lie.
+
+    `at[l, m]` is the column `leads[l]` after `moments[m]`. The windows of `short` end at the moments and at the last
+    column, one width after the other; those of `all_before` and the rows of `recent` hold blocks of columns, −1 where
+    there is none.
+    """
+
+    leads: Ints
+    moments: Ints
+    at: Ints
+    between: Floats
+    widths: Floats
+    short: Windows
+    all_before: Windows
+    recent: Ints
+
+
+@lru_cache(maxsize=64)
+def _plan(n_points: int, n_blocks: int, size: int, window: int, h: int) -> _Plan:
+    reach = max(1, min(h, n_points // 3))
+    leads = np.unique(np.geomspace(1, reach, _LEADS).round().astype(np.intp))
+    first = min(window, n_points // 3)
+    moments = np.unique(np.linspace(first, n_points - 1 - reach, _MOMENTS).astype(np.intp))
+    if n_points < 4:
+        moments = moments[:0]
+    stop = np.append(moments, n_points - 1) + 1
+    widths = [4**i for i in range(12) if i == 0 or 4**i < window // 2]
+    # Only blocks that are complete at the moment; before the first one is, that one.
+    until = np.maximum(1, (stop - (n_points - n_blocks * size)) // size)
+    return _Plan(
+        leads=leads,
+        moments=moments,
+        at=leads[:, None] + moments,
+        between=_between(leads, h),
+        widths=np.array([*widths, window], dtype=np.float64),
+        short=Windows.of(np.concatenate([np.maximum(0, stop - w) for w in widths]), np.tile(stop, len(widths))),
+        all_before=Windows.of(np.zeros_like(until), until),
+        recent=np.maximum(-1, until[:, None] - 1 - np.arange(0, max(1, round(window / size)), _EVERY)),
+    )
+
+
+def _bands(x: Floats, blocks: Floats, plan: _Plan) -> tuple[Floats, Floats]:
+    """The past of each moment as the mean of all before (float64[S, M]) and bands on top of it (float64[S, J, M]).
 
     Band j is the mean of the last `widths[j]` points less that of the next longer window; an empty window is taken for
     the next longer one, so that its band is 0. The longest window is a median, and the mean of all before is one of
-    values cut at their 10 % and 90 % quantiles, so that an incident of some hours leaves no trace in them.
+    values cut at their 10 % and 90 % quantiles, so that an incident of some hours leaves no trace in them; both are
+    made of `blocks`, medians.
     """
-    widths = [4**i for i in range(12) if i == 0 or 4**i < window // 2]
-    stop = moments + 1
-    means = window_mean(x, np.concatenate([np.maximum(0, stop - w) for w in widths]), np.tile(stop, len(widths)))
-    short = means.reshape(len(x), len(widths), -1)
-
-    blocks, size = block_medians(x, width)
-    # Only blocks that are complete at the moment; before the first one is, that one.
-    until = np.maximum(1, (stop - (x.shape[1] - blocks.shape[1] * size)) // size)
-    low, high = (_quantile(_sample(blocks), q) for q in (0.1, 0.9))
-    all_before = window_mean(np.clip(blocks, low, high), np.zeros_like(until), until)
-    reach = max(1, round(window / size))
-    back = until[:, None] - 1 - np.arange(reach)
-    recent = np.where(back >= 0, blocks.take(np.maximum(0, back), axis=1), np.nan)
-    levels = np.concatenate([short, nan_median(recent)[:, None], all_before[:, None]], axis=1)
-
+    levels = np.empty((len(x), len(plan.widths) + 1, len(plan.moments) + 1))
+    levels[:, :-2] = plan.short.mean(x).reshape(len(x), -1, levels.shape[2])
+    recent = blocks[:, plan.recent]
+    recent[:, plan.recent < 0] = np.nan
+    levels[:, -2] = nan_median(recent)
+    low, high = _order_statistics(_sample(blocks), 0.1, 0.9)
+    levels[:, -1] = plan.all_before.mean(np.clip(blocks, low, high))
     if np.isnan(levels).any():
         for j in range(levels.shape[1] - 2, -1, -1):
             levels[:, j] = np.where(np.isnan(levels[:, j]), levels[:, j + 1], levels[:, j])
-    bands = np.ascontiguousarray((levels[:, :-1] - levels[:, 1:]).transpose(0, 2, 1))
-    return np.nan_to_num(levels[:, -1]), np.nan_to_num(bands), np.array([*widths, window], dtype=np.float64)
+        levels = np.nan_to_num(levels)
+    return levels[:, -1], levels[:, :-1] - levels[:, 1:]
 
 
-def _persistence(past: Floats, target: Floats, leads: Ints, widths: Floats, n_points: int) -> Floats:
-    """How much of each band is left after each lead: float64[S, L, J]."""
-    until = np.append(widths[1:], n_points)
+def _persistence(past: Floats, target: Floats, plan: _Plan, n_points: int) -> Floats:
+    """How much of each band (`past`, float64[S, J, M]) is left in `target` after each lead: float64[S, L, J]."""
+    until, leads = np.append(plan.widths[1:], n_points), plan.leads
     prior = 1.0 / (1.0 + leads[:, None] / until)
-    if not past.shape[1]:
+    if not past.shape[2]:
         return np.broadcast_to(prior, (len(past), *prior.shape))
     # One step of Huber's regression from the prior: the beginning of an incident has no more say than any moment.
-    surprise = target - np.matmul(past, prior.T)
-    limit = _CLIP * nan_median(np.abs(surprise).transpose(0, 2, 1))[:, None, :]
-    surprise = np.clip(surprise, -limit, limit)
+    surprise = target - np.matmul(prior, past)
+    limit = _CLIP * nan_median(np.abs(surprise))[:, :, None]
+    np.minimum(surprise, limit, out=surprise)
+    np.maximum(surprise, -limit, out=surprise)
+    count: int | Floats = past.shape[2]
     valid = np.isfinite(surprise)
-    count = np.maximum(1, valid.sum(axis=1))
-    gram = np.matmul(past.transpose(0, 2, 1), past) / past.shape[1]
-    cross = np.matmul(np.where(valid, surprise, 0.0).transpose(0, 2, 1), past) / count[:, :, None]
+    if not valid.all():
+        surprise = np.where(valid, surprise, 0.0)
+        count = np.maximum(1.0, valid.sum(axis=2, keepdims=True))
+    moments_first = past.transpose(0, 2, 1)
+    gram = np.matmul(past, moments_first) / past.shape[2]
+    cross = np.matmul(surprise, moments_first) / count
     energy = np.einsum("sjj->sj", gram)
     # A window of w points gives only about T / (w + lead) independent looks at its band.
     ridge = _RIDGE * (until + leads[:, None]) / n_points * energy[:, None, :]
     ridge += np.where(energy > 0, 1e-9 * energy.max(axis=1, keepdims=True), 1.0)[:, None, :]
-    matrix = gram[:, None] + ridge[..., None] * np.eye(len(widths))
+    matrix = gram[:, None] + ridge[..., None] * np.eye(len(until))
     # A band that grows or turns over by rule is more often a single event in the past.
     return np.asarray(np.clip(prior + np.linalg.solve(matrix, cross[..., None])[..., 0], 0.0, 1.0))
 
 
 def _echo(x: Floats, moments: Ints, leads: Ints, lag: int, h: int, mean: Floats) -> tuple[Floats, Floats]:
-    """How the newest cycle known at each moment differed from the level then: float64[S, M, L], and float64[S, h]."""
-    at = moments[:, None] + leads - lag * -(-leads // lag)
-    past = np.where(at >= 0, x.take(np.maximum(0, at), axis=1) - mean[:, :-1, None], 0.0)
+    """How the newest cycle known at each moment differed from the level then: float64[S, L, M], and float64[S, h]."""
+    at = moments + (leads - lag * -(-leads // lag))[:, None]
     k = np.arange(1, h + 1)
     now = x.shape[1] - 1 + k - lag * -(-k // lag)
-    ahead = np.where(now >= 0, x.take(np.maximum(0, now), axis=1) - mean[:, -1:], 0.0)
-    return np.nan_to_num(past), np.nan_to_num(ahead)
+    past, ahead = x[:, np.maximum(0, at)], x[:, np.maximum(0, now)]
+    past -= mean[:, None, :-1]
+    ahead -= mean[:, -1:]
+    past[:, at < 0], ahead[:, now < 0] = 0.0, 0.0
+    return np.nan_to_num(past, copy=False), np.nan_to_num(ahead, copy=False)
 
 
 def _regress(target: Floats, echo: Floats, lag: int, n_points: int) -> Floats:
     """How much of an echo comes back, by lead: float64[S, L], from 0 to 1."""
     known = np.isfinite(target)
-    energy = np.where(known, echo * echo, 0.0).sum(axis=1)
-    shared = np.where(known, echo * target, 0.0).sum(axis=1)
+    if not known.all():
+        target, echo = np.where(known, target, 0.0), np.where(known, echo, 0.0)
+    energy, shared = np.vecdot(echo, echo), np.vecdot(echo, target)
     # All leads tell of the same thing, so each is drawn towards what they say together.
     ridge = _ECHO_RIDGE * lag / n_points * energy.mean(axis=1, keepdims=True)
     pooled = shared.sum(axis=1, keepdims=True) / np.maximum(
@@ -245,21 +303,33 @@ def _regress(target: Floats, echo: Floats, lag: int, n_points: int) -> Floats:
 
 
 def _usual_by_slot(noise: Floats, day: Cycles | None, at: Ints, h: int) -> tuple[Floats, Floats]:
-    """How noisy the columns `at` and the points ahead usually are by their part of the day, 1 on average."""
+    """How noisy the columns `at` and the points ahead usually are by their part of the day, 1 on average.
+
+    The middle of the days decides, so that the noise of an incident does not stay with its hour.
+    """
     if day is None:
         return np.ones((len(noise), *at.shape)), np.ones((len(noise), h))
     cycles, slots = day.columns.shape
     parts = min(_BANDS_A_DAY, slots)
-    folded = day.fold(noise)
-    valid = ~np.isnan(folded)
     first = -(-np.arange(parts) * slots // parts)
-    count = np.add.reduceat(valid.sum(axis=1), first, axis=1)
-    total = np.add.reduceat(np.where(valid, folded, 0.0).sum(axis=1), first, axis=1)
-    mean = total.sum(axis=1, keepdims=True) / np.maximum(1.0, count.sum(axis=1, keepdims=True))
-    extra = count.mean(axis=1, keepdims=True) / max(1, cycles) * 2
-    usual = (total + extra * mean) / np.maximum(1e-9, count + extra)
+    folded = day.fold(noise).reshape(len(noise), -1)
+    edges = (np.arange(cycles)[:, None] * slots + first).ravel()
+    total = np.add.reduceat(folded, edges, axis=1).reshape(-1, cycles, parts)
+    size: Floats = np.diff(first, append=slots).astype(np.float64)
+    if np.isnan(total).any():
+        there = ~np.isnan(folded)
+        total = np.add.reduceat(np.where(there, folded, 0.0), edges, axis=1).reshape(-1, cycles, parts)
+        known = np.add.reduceat(there, edges, axis=1, dtype=np.float64).reshape(-1, cycles, parts)
+        total[known < size / 2] = np.nan
+        size = np.maximum(1.0, known)
+    usual, days = middle_mean(total / size)
+    # Parts of which no day tells enough are as noisy as the others.
+    told = days > 0
+    usual = np.where(told, usual, 0.0)
+    mean = usual.sum(axis=1, keepdims=True) / np.maximum(1, told.sum(axis=1, keepdims=True))
+    usual = (usual * days + _DAYS_ALIKE * mean) / (days + _DAYS_ALIKE)
     usual = np.where(mean > 0, np.maximum(0.2, usual / np.where(mean > 0, mean, 1.0)), 1.0)
-    return usual.take(day.slot[at] * parts // slots, axis=1), usual.take(day.ahead * parts // slots, axis=1)
+    return usual[:, day.slot[at] * parts // slots], usual[:, day.ahead * parts // slots]
 
 
 def _size(errors: Floats) -> Floats:
@@ -267,11 +337,14 @@ def _size(errors: Floats) -> Floats:
     absolute = np.abs(errors)
     if not absolute.shape[-1]:
         return np.ones(errors.shape[:-1])
-    size = np.nan_to_num(nan_median(absolute))
-    valid = ~np.isnan(absolute)
-    mean = np.where(valid, absolute, 0.0).sum(axis=-1) / np.maximum(1, valid.sum(axis=-1))
-    size = np.where(size > 0, size, mean)
-    return np.where(size > 0, size, 1.0)
+    size = nan_median(absolute)
+    doubtful = ~(size > 0)
+    if doubtful.any():
+        some = absolute[doubtful]
+        there = ~np.isnan(some)
+        mean = np.where(there, some, 0.0).sum(axis=-1) / np.maximum(1, there.sum(axis=-1))
+        size[doubtful] = np.where(mean > 0, mean, 1.0)
+    return size
 
 
 def _between(leads: Ints, h: int) -> Floats:

@@ -6,9 +6,11 @@ change, and from grid times rather than positions, so a gap shifts nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property, lru_cache
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -20,11 +22,17 @@ from anomaly_times.panel import Floats, Grid, Panel
 __all__ = [
     "Cycles",
     "Season",
+    "Windows",
+    "believed",
+    "block_medians",
     "blocks_of_rows",
     "candidate_periods",
     "find_seasons",
     "fit_season",
+    "level_around",
+    "middle_mean",
     "moving_level",
+    "nan_median",
     "rows_by_length",
     "smoothed",
 ]
@@ -32,6 +40,8 @@ __all__ = [
 HOUR, DAY, WEEK = timedelta(hours=1), timedelta(days=1), timedelta(weeks=1)
 FEWEST_SLOTS = 4
 MOST_CYCLES = 8
+_WHOLE = 3
+_FEW_SLOTS = 24
 _BLOCK_VALUES = 1 << 17
 # Offsets from UTC change on quarter hours only, in every zone since 1972.
 _QUARTER = 900_000
@@ -58,7 +68,7 @@ def local_ms(grid: Grid, timezone: str) -> npt.NDArray[np.int64]:
 class Cycles:
     """How a grid folds into cycles of one period: the newest eight, or a day of them, the last ending with the grid.
 
-    `columns[c, s]` is the column that holds slot `s` of cycle `c` (the grid's length where there is none), the newest
+    An oldest cycle of which only a part is there counts where fewer than three whole ones follow it. `columns[c, s]` is the column that holds slot `s` of cycle `c` (the grid's length where there is none), the newest
     cycle last; `slot[t]` is the slot of a column, `ahead[k]` that of the `k`-th point after the grid.
     """
 
@@ -77,7 +87,10 @@ class Cycles:
         cycle = since[: grid.n] // period_ms
         # A season changes over the weeks, so old cycles mislead; but an hour of the night says little of the day.
         most = max(MOST_CYCLES, DAY // period)
-        n_cycles = min(most, -int(cycle.min())) if grid.n else 0
+        n_cycles = -int(cycle.min()) if grid.n else 0
+        if n_cycles > _WHOLE and since[0] % period_ms:
+            n_cycles -= 1
+        n_cycles = min(most, n_cycles)
         columns = np.full((n_cycles, -(-period_ms // grid.step_ms)), grid.n, dtype=np.intp)
         recent = np.flatnonzero(cycle >= -n_cycles)
         # Where clocks go back an hour comes twice: the later one stays.
@@ -85,9 +98,19 @@ class Cycles:
         return cls(period, columns, slot[: grid.n], slot[grid.n :])
 
     def fold(self, x: Floats, first: int = 0) -> Floats:
-        """`x`, the grid's columns from `first` on, as float64[S, cycles, slots]; NaN where there is nothing."""
+        """`x`, the grid's columns from `first` on, as float64[S, cycles, slots]; NaN where there is nothing.
+
+        A view of `x` where every slot of every cycle has its column.
+        """
+        if self._is_even:
+            return x[:, x.shape[1] - self.columns.size :].reshape(len(x), *self.columns.shape)
         padded = np.concatenate([x, np.full((len(x), 1), np.nan)], axis=1)
         return padded.take(self.columns - first, axis=1)
+
+    @cached_property
+    def _is_even(self) -> bool:
+        size = self.columns.size
+        return bool((self.columns.ravel() == np.arange(len(self.slot) - size, len(self.slot))).all())
 
 
 @dataclass(frozen=True)
@@ -145,14 +168,19 @@ def middle_mean(folded: Floats) -> tuple[Floats, Floats]:
 
     The interquartile mean: a quarter of the cycles may be incidents, and it is less noisy than the median.
     """
-    ordered = np.sort(folded, axis=1)
-    n = ordered.shape[1]
+    n = folded.shape[1]
     first = (n + 1) // 4
-    middle = ordered[:, first : n - first].mean(axis=1)
+    if n <= MOST_CYCLES and folded.shape[2] > _FEW_SLOTS:
+        ordered = _ordered([folded[:, i] for i in range(n)])
+        middle = sum(ordered[first + 1 : n - first], start=ordered[first]) / (n - 2 * first)
+    else:
+        middle = np.sort(folded, axis=1)[:, first : n - first].mean(axis=1)
+        # A sort moves gaps to the end, where the middle may not see them.
+        middle[np.isnan(folded).any(axis=1)] = np.nan
     count = np.full(middle.shape, float(n))
-    gaps = np.isnan(ordered[:, -1])
+    gaps = np.isnan(middle)
     if gaps.any():
-        some = np.moveaxis(ordered, 1, -1)[gaps]
+        some = np.sort(np.moveaxis(folded, 1, -1)[gaps], axis=-1)
         there = n - np.isnan(some).sum(axis=-1)
         cut = (there + 1) // 4
         position = np.arange(n)
@@ -161,6 +189,25 @@ def middle_mean(folded: Floats) -> tuple[Floats, Floats]:
         middle[gaps] = np.where(there > 0, total / np.maximum(1, there - 2 * cut), np.nan)
         count[gaps] = there
     return middle, count
+
+
+def _ordered(planes: list[Floats]) -> list[Floats]:
+    """Arrays of one shape sorted against each other element by element; a NaN makes its element NaN in all of them.
+
+    Batcher's odd-even merge sort (1968): comparing whole arrays is several times faster than sorting across them.
+    """
+    planes, n, p = list(planes), len(planes), 1
+    while p < n:
+        k = p
+        while k:
+            for j in range(k % p, n - k, 2 * k):
+                for i in range(j, j + min(k, n - j - k)):
+                    if i // (2 * p) == (i + k) // (2 * p):
+                        low, high = planes[i], planes[i + k]
+                        planes[i], planes[i + k] = np.minimum(low, high), np.maximum(low, high)
+            k //= 2
+        p *= 2
+    return planes
 
 
 def nan_median(x: Floats) -> Floats:
@@ -175,18 +222,45 @@ def nan_median(x: Floats) -> Floats:
     return np.where(there > 0, 0.5 * lower + 0.5 * upper, np.nan)[..., 0]
 
 
-def window_mean(x: Floats, first: Ints, stop: Ints) -> Floats:
-    """Means over `x[:, first[i]:stop[i]]`, gaps left out; NaN where a window holds nothing: float64[S, len(first)]."""
-    there = ~np.isnan(x)
-    full = there.all()
-    total = np.zeros((len(x), x.shape[1] + 1))
-    np.cumsum(x if full else np.where(there, x, 0.0), axis=1, out=total[:, 1:])
-    if full:
-        return np.asarray((total.take(stop, axis=1) - total.take(first, axis=1)) / np.maximum(1, stop - first))
-    count = np.zeros(total.shape, dtype=np.int32)
-    np.cumsum(there, axis=1, out=count[:, 1:])
-    inside = count[:, stop] - count[:, first]
-    return np.where(inside > 0, (total[:, stop] - total[:, first]) / np.maximum(1, inside), np.nan)
+@dataclass(frozen=True)
+class Windows:
+    """Stretches of columns to take means over; made once, used for many blocks of rows.
+
+    `edges` (rising) are where any of them begins or ends, `first` and `stop` positions in `edges`, `size` the columns
+    that each holds.
+    """
+
+    edges: Ints
+    first: Ints
+    stop: Ints
+    size: Ints
+
+    @classmethod
+    def of(cls, first: Ints, stop: Ints) -> Windows:
+        """Windows over the columns `first[i]:stop[i]`."""
+        edges = np.unique(np.concatenate([first, stop]))
+        return cls(edges, np.searchsorted(edges, first), np.searchsorted(edges, stop), stop - first)
+
+    def mean(self, x: Floats) -> Floats:
+        """Means over the windows, gaps left out; NaN where one holds nothing: float64[S, windows]."""
+        total = self._sum(x)
+        # A gap spoils every sum from there on.
+        if not np.isnan(total).any():
+            total /= np.maximum(1, self.size)
+            return total
+        there = ~np.isnan(x)
+        total = self._sum(np.where(there, x, 0.0))
+        inside = self._sum(there.astype(np.float64))
+        return np.where(inside > 0, total / np.maximum(1.0, inside), np.nan)
+
+    def _sum(self, x: Floats) -> Floats:
+        # Each step of a running sum waits for the one before, so what lies between two edges is added up first.
+        between = np.add.reduceat(x, self.edges[:-1], axis=1)
+        running = np.zeros((len(x), len(self.edges)))
+        np.cumsum(between, axis=1, out=running[:, 1:])
+        total = running[:, self.stop]
+        total -= running[:, self.first]
+        return total
 
 
 def block_medians(x: Floats, width: int) -> tuple[Floats, int]:
@@ -198,7 +272,8 @@ def block_medians(x: Floats, width: int) -> tuple[Floats, int]:
     size = 1
     while x.shape[1] >= 3 and size * 3 <= width:
         a, b, c = (x[:, x.shape[1] % 3 + i :: 3] for i in range(3))
-        x, size = np.fmax(np.fmin(a, b), np.fmin(np.fmax(a, b), c)), size * 3
+        low, high = np.fmin(a, b), np.fmax(a, b)
+        x, size = np.fmax(low, np.fmin(high, c, out=high), out=low), size * 3
     return x, size
 
 
@@ -207,18 +282,46 @@ def moving_level(x: Floats, window: int, width: int) -> Floats:
 
     Float64[S, T], NaN where a whole window is empty.
     """
-    n_points = x.shape[1]
     medians, size = block_medians(x, width)
-    reach = min(medians.shape[1], max(1, round(window / size)))
-    start = np.arange(medians.shape[1] - reach + 1)
-    level = window_mean(medians, start, start + reach)
-    # Linear between the middles of windows: steps would look like a season to a steady slope.
-    middle = n_points - medians.shape[1] * size + (reach * size - 1) / 2
-    position = np.clip((np.arange(n_points) - middle) / size, 0, len(start) - 1)
-    below = position.astype(np.intp)
-    share = position - below
-    slope = np.diff(level, axis=1, append=level[:, -1:])
-    return np.asarray(level.take(below, axis=1) + slope.take(below, axis=1) * share)
+    return level_around(medians, size, window, x.shape[1])
+
+
+def level_around(medians: Floats, size: int, window: int, n_points: int) -> Floats:
+    """`moving_level` from `medians` of blocks of `size` columns, the last of which ends with the `n_points` columns."""
+    line = _line(medians.shape[1], size, window, n_points)
+    level = line.windows.mean(medians)
+    ends = np.empty((len(level), len(line.at), 2))
+    ends[:, :, 0] = level[:, line.at]
+    np.subtract(ends[:, 1:, 0], ends[:, :-1, 0], out=ends[:, :-1, 1])
+    ends[:, -1, 1] = 0.0
+    around = np.matmul(ends.reshape(-1, 2), line.shares).reshape(len(level), -1)
+    return around[:, line.skip : line.skip + n_points]
+
+
+@dataclass(frozen=True)
+class _Line:
+    """How levels become a line through the middles of their windows: steps would look like a season to a steady slope.
+
+    Level `at[i]` and its way to the next one (`shares`, float64[2, size]) make `size` columns; `skip` of the first of
+    them lie before the grid.
+    """
+
+    windows: Windows
+    at: Ints
+    shares: Floats
+    skip: int
+
+
+@lru_cache(maxsize=64)
+def _line(n_medians: int, size: int, window: int, n_points: int) -> _Line:
+    reach = min(n_medians, max(1, round(window / size)))
+    start = np.arange(n_medians - reach + 1)
+    middle = n_points - n_medians * size + (reach * size - 1) / 2
+    begin = math.ceil(middle)
+    before, after = -(-begin // size), -(-(n_points - begin) // size)
+    shares = np.stack([np.ones(size), (begin - middle + np.arange(size)) / size])
+    at = np.clip(np.arange(-before, max(after, len(start))), 0, len(start) - 1)
+    return _Line(Windows.of(start, start + reach), at, shares, before * size - begin)
 
 
 def smoothed(x: Floats, width: int) -> Floats:
@@ -226,7 +329,7 @@ def smoothed(x: Floats, width: int) -> Floats:
     if width <= 1:
         return x
     at = np.arange(x.shape[1])
-    mean = window_mean(x, np.maximum(0, at - (width - 1) // 2), np.minimum(x.shape[1], at + width // 2 + 1))
+    mean = Windows.of(np.maximum(0, at - (width - 1) // 2), np.minimum(x.shape[1], at + width // 2 + 1)).mean(x)
     return np.where(np.isnan(x), np.nan, mean)
 
 
@@ -245,15 +348,15 @@ def fit_season(y: Floats, cycles: Cycles, step: timedelta) -> Season:
     with np.errstate(divide="ignore", invalid="ignore"):
         # Leaving a cycle out of a mean of n makes its residual n / (n − 1) times as large.
         residual *= (count / (count - 1))[:, None, :]
-        valid = np.isfinite(residual)
-        if not valid.all():
-            residual[~valid] = 0.0
-            folded[~valid] = 0.0
-        # Judged cycle by cycle and then by the median cycle, so that a day with an incident has no say.
-        left = np.abs(residual).sum(axis=2) / np.abs(folded).sum(axis=2)
         predicted = folded - residual
-        slope = np.einsum("scm,scm->sc", folded, predicted) / np.einsum("scm,scm->sc", predicted, predicted)
-    enough = valid.mean(axis=2) >= 0.5
+        enough = np.ones(folded.shape[:2], dtype=bool)
+        if not np.isfinite(predicted).all():
+            valid = np.isfinite(predicted)
+            enough = valid.mean(axis=2) >= 0.5
+            residual, predicted, folded = (np.where(valid, one, 0.0) for one in (residual, predicted, folded))
+        slope = np.vecdot(folded, predicted) / np.vecdot(predicted, predicted)
+        # Judged cycle by cycle and then by the median cycle, so that a day with an incident has no say.
+        left = np.abs(residual, out=residual).sum(axis=2) / np.abs(folded).sum(axis=2)
     n = enough.sum(axis=1).astype(np.float64)
     strength = np.where(n >= 2, 1.0 - nan_median(np.where(enough, left, np.nan)), np.nan)
     weight = np.clip(nan_median(np.where(enough, slope, np.nan)), 0.0, 1.0)
@@ -290,5 +393,5 @@ def find_seasons(history: Panel, *, timezone: str = "UTC") -> list[tuple[int, ..
             follows = believed(season)
             for i in np.flatnonzero(follows):
                 found[rows.start + i].append(steps)
-            rest = rest - np.where(follows[:, None], season.profile, 0.0).take(cycles.slot, axis=1)
+            rest = rest - np.where(follows[:, None], season.profile, 0.0)[:, cycles.slot]
     return [tuple(row) for row in found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from anomaly_times.panel import Floats
 
@@ -27,34 +28,24 @@ def tail_quantiles(errors: Floats, levels: Sequence[float]) -> Floats:
     quantiles (Pickands, Annals of Statistics 3, 1975) rather than from the largest errors, so that an incident in a
     twentieth of the sample does not widen it.
     """
-    ordered = np.sort(errors, axis=1)
-    if not ordered.shape[1]:
+    if not errors.shape[1]:
         return np.full((len(errors), len(levels)), np.nan)
-    count = ordered.shape[1] - np.isnan(ordered).sum(axis=1)
-    last = np.maximum(count - 1, 0)[:, None]
-
-    def empirical(q: float) -> Floats:
-        position = q * last
-        below = np.floor(position).astype(np.intp)
-        low = np.take_along_axis(ordered, below, axis=1)
-        high = np.take_along_axis(ordered, np.minimum(below + 1, last), axis=1)
-        share = position - below
-        return np.asarray((low * (1 - share) + high * share)[:, 0])
-
-    out = np.empty((len(errors), len(levels)))
-    scale = {side: (empirical(side) - empirical(inner)) / np.log(2.0) for side, inner in _tails(levels)}
-    for column, q in enumerate(levels):
-        if q > _OUTER:
-            out[:, column] = empirical(_OUTER) + scale[_OUTER] * np.log((1 - _OUTER) / (1 - q))
-        elif q < 1 - _OUTER:
-            out[:, column] = empirical(1 - _OUTER) + scale[1 - _OUTER] * np.log((1 - _OUTER) / q)
-        else:
-            out[:, column] = empirical(q)
+    ordered = np.sort(errors, axis=1)
+    last = np.maximum(0, ordered.shape[1] - 1 - np.isnan(ordered).sum(axis=1, keepdims=True))
+    q = np.array(levels)
+    out = _empirical(ordered, last, np.clip(q, 1 - _OUTER, _OUTER))
+    beyond = (q > _OUTER) | (q < 1 - _OUTER)
+    if beyond.any():
+        inner = _empirical(ordered, last, np.clip(q[beyond], 1 - _INNER, _INNER))
+        depth = np.log((1 - _OUTER) / np.minimum(q, 1 - q)[beyond]) / np.log(2.0)
+        out[:, beyond] += (out[:, beyond] - inner) * depth
     return out
 
 
-def _tails(levels: Sequence[float]) -> list[tuple[float, float]]:
-    return [
-        *([(_OUTER, _INNER)] if any(q > _OUTER for q in levels) else []),
-        *([(1 - _OUTER, 1 - _INNER)] if any(q < 1 - _OUTER for q in levels) else []),
-    ]
+def _empirical(ordered: Floats, last: npt.NDArray[np.intp], q: Floats) -> Floats:
+    position = q * last
+    below = position.astype(np.intp)
+    rows = np.arange(len(ordered))[:, None]
+    low, high = ordered[rows, below], ordered[rows, np.minimum(below + 1, last)]
+    share = position - below
+    return np.asarray(low * (1 - share) + high * share)
