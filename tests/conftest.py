@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import servers
+from tests.prefect_server import prefect_server as start_prefect
 
 os.environ.update(
     {
@@ -46,6 +47,14 @@ def vm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Serv
 def prom_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
     """A plain Prometheus with the Remote Write receiver, for the whole test run."""
     server = servers.prometheus(tmp_path_factory.mktemp("prom"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+    """A Prefect server on SQLite for the whole test run: use a project, names and tags of your own."""
+    server = start_prefect(tmp_path_factory.mktemp("prefect"))
     yield server
     server.stop()
 

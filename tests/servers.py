@@ -10,7 +10,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +37,8 @@ class Server:
     url: str
     ready: str
     folder: Path
+    env: Mapping[str, str] | None = None
+    patience: float = 60
     process: subprocess.Popen[bytes] = field(init=False)
 
     @property
@@ -45,8 +47,8 @@ class Server:
 
     def start(self) -> Server:
         with (self.folder / f"{self.name}.log").open("ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, cwd=self.folder)
-        deadline = time.monotonic() + 60
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, cwd=self.folder, env=self.env)
+        deadline = time.monotonic() + self.patience
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise RuntimeError(f"{self.name} ended with {self.process.returncode}:\n{self.log[-3000:]}")

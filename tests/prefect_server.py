@@ -1,0 +1,57 @@
+"""A real Prefect server on a free loopback port, with a database and a home of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests import servers
+
+
+def environment(home: Path, api_url: str | None = None) -> dict[str, str]:
+    """What a process of its own needs to know: its Prefect home, the server, and that nothing phones home."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "AT_"))}
+    return {
+        **kept,
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        **({"PREFECT_API_URL": api_url} if api_url else {}),
+    }
+
+
+def prefect_server(folder: Path, *, database: str | None = None) -> servers.Server:
+    """A running server; `url` + `/api` is what clients take, `database` an SQLAlchemy URL (SQLite in `folder`)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port = servers.free_port()
+    home = folder / "home"
+    command = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "server",
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--no-ui",
+    ]
+    # PYTHONTZPATH: every call about a schedule otherwise lists all time zones of the machine, 10 ms each.
+    env = environment(home) | {"PYTHONTZPATH": "", "PREFECT_LOGGING_SERVER_LEVEL": "WARNING"}
+    if database:
+        env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
+    url = f"http://127.0.0.1:{port}"
+    return servers.Server("prefect", command, url, "/api/health", folder, env=env, patience=180).start()
+
+
+@contextmanager
+def connected(server: servers.Server) -> Iterator[str]:
+    """Prefect's client in this process talks to `server`; gives the URL of its API."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: server.url + "/api", PREFECT_HOME: server.folder / "client"}):
+        yield server.url + "/api"
