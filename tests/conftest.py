@@ -20,7 +20,7 @@ os.environ.update(
         "NIXTLA_ID_AS_COL": "1",
     }
 )
-for name in [name for name in os.environ if name.startswith("AT_")]:
+for name in [name for name in os.environ if name.startswith("AT_") or name in ("COLUMNS", "LINES", "NO_COLOR")]:
     del os.environ[name]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
