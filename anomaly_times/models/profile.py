@@ -48,7 +48,7 @@ _BANDS_A_DAY = 12
 _DAYS_ALIKE = 2.0
 _CLIP = 4.0
 _ECHO_RIDGE = 10.0
-_EVERY = 2
+_BLOCKS = 16
 _TINY = float(np.finfo(np.float64).tiny)
 _SHORT = "shorter than two cycles of any season: level only"
 
@@ -114,7 +114,7 @@ class Profile:
 
 
 def _standardised(y: Floats) -> tuple[Floats, Floats, Floats]:
-    """`y` less a typical value of each row, by the largest distance from it so that squares neither overflow nor vanish.
+    """`y` less a typical value of each row, by the largest distance from it: squares neither overflow nor vanish.
 
     Then that value and that distance, float64[S, 1] each.
     """
@@ -167,7 +167,11 @@ def _rest(
     errors /= usual
     by_lead = _size(errors)
     errors /= by_lead[:, :, None]
-    return ahead, (by_lead @ between) * usual_ahead, np.nan_to_num(tail_quantiles(errors.reshape(len(z), -1), quantiles))
+    return (
+        ahead,
+        (by_lead @ between) * usual_ahead,
+        np.nan_to_num(tail_quantiles(errors.reshape(len(z), -1), quantiles)),
+    )
 
 
 def _sample(x: Floats) -> Floats:
@@ -214,6 +218,7 @@ def _plan(n_points: int, n_blocks: int, size: int, window: int, h: int) -> _Plan
     widths = [4**i for i in range(12) if i == 0 or 4**i < window // 2]
     # Only blocks that are complete at the moment; before the first one is, that one.
     until = np.maximum(1, (stop - (n_points - n_blocks * size)) // size)
+    blocks_a_window = max(1, round(window / size))
     return _Plan(
         leads=leads,
         moments=moments,
@@ -222,7 +227,7 @@ def _plan(n_points: int, n_blocks: int, size: int, window: int, h: int) -> _Plan
         widths=np.array([*widths, window], dtype=np.float64),
         short=Windows.of(np.concatenate([np.maximum(0, stop - w) for w in widths]), np.tile(stop, len(widths))),
         all_before=Windows.of(np.zeros_like(until), until),
-        recent=np.maximum(-1, until[:, None] - 1 - np.arange(0, max(1, round(window / size)), _EVERY)),
+        recent=np.maximum(-1, until[:, None] - 1 - np.arange(0, blocks_a_window, max(1, blocks_a_window // _BLOCKS))),
     )
 
 
@@ -312,7 +317,7 @@ def _usual_by_slot(noise: Floats, day: Cycles | None, at: Ints, h: int) -> tuple
     cycles, slots = day.columns.shape
     parts = min(_BANDS_A_DAY, slots)
     first = -(-np.arange(parts) * slots // parts)
-    folded = day.fold(noise).reshape(len(noise), -1)
+    folded = day.fold(noise, blank=0.0).reshape(len(noise), -1)
     edges = (np.arange(cycles)[:, None] * slots + first).ravel()
     total = np.add.reduceat(folded, edges, axis=1).reshape(-1, cycles, parts)
     size: Floats = np.diff(first, append=slots).astype(np.float64)
@@ -322,6 +327,7 @@ def _usual_by_slot(noise: Floats, day: Cycles | None, at: Ints, h: int) -> tuple
         known = np.add.reduceat(there, edges, axis=1, dtype=np.float64).reshape(-1, cycles, parts)
         total[known < size / 2] = np.nan
         size = np.maximum(1.0, known)
+    total[:, 0, first < day.lacking] = np.nan
     usual, days = middle_mean(total / size)
     # Parts of which no day tells enough are as noisy as the others.
     told = days > 0

@@ -40,7 +40,6 @@ __all__ = [
 HOUR, DAY, WEEK = timedelta(hours=1), timedelta(days=1), timedelta(weeks=1)
 FEWEST_SLOTS = 4
 MOST_CYCLES = 8
-_WHOLE = 3
 _FEW_SLOTS = 24
 _BLOCK_VALUES = 1 << 17
 # Offsets from UTC change on quarter hours only, in every zone since 1972.
@@ -68,7 +67,7 @@ def local_ms(grid: Grid, timezone: str) -> npt.NDArray[np.int64]:
 class Cycles:
     """How a grid folds into cycles of one period: the newest eight, or a day of them, the last ending with the grid.
 
-    An oldest cycle of which only a part is there counts where fewer than three whole ones follow it. `columns[c, s]` is the column that holds slot `s` of cycle `c` (the grid's length where there is none), the newest
+    `columns[c, s]` is the column that holds slot `s` of cycle `c` (the grid's length where there is none), the newest
     cycle last; `slot[t]` is the slot of a column, `ahead[k]` that of the `k`-th point after the grid.
     """
 
@@ -87,30 +86,39 @@ class Cycles:
         cycle = since[: grid.n] // period_ms
         # A season changes over the weeks, so old cycles mislead; but an hour of the night says little of the day.
         most = max(MOST_CYCLES, DAY // period)
-        n_cycles = -int(cycle.min()) if grid.n else 0
-        if n_cycles > _WHOLE and since[0] % period_ms:
-            n_cycles -= 1
-        n_cycles = min(most, n_cycles)
+        n_cycles = min(most, -int(cycle.min())) if grid.n else 0
         columns = np.full((n_cycles, -(-period_ms // grid.step_ms)), grid.n, dtype=np.intp)
         recent = np.flatnonzero(cycle >= -n_cycles)
         # Where clocks go back an hour comes twice: the later one stays.
         columns[cycle[recent] + n_cycles, slot[recent]] = recent
         return cls(period, columns, slot[: grid.n], slot[grid.n :])
 
-    def fold(self, x: Floats, first: int = 0) -> Floats:
-        """`x`, the grid's columns from `first` on, as float64[S, cycles, slots]; NaN where there is nothing.
-
-        A view of `x` where every slot of every cycle has its column.
-        """
-        if self._is_even:
-            return x[:, x.shape[1] - self.columns.size :].reshape(len(x), *self.columns.shape)
-        padded = np.concatenate([x, np.full((len(x), 1), np.nan)], axis=1)
-        return padded.take(self.columns - first, axis=1)
+    @cached_property
+    def lacking(self) -> int:
+        """How many slots of the oldest cycle come before the first column; 0 where the clock does not run evenly."""
+        lacking = self.columns.size - self._evenly
+        return lacking if self._evenly and lacking < self.columns.shape[1] else 0
 
     @cached_property
-    def _is_even(self) -> bool:
-        size = self.columns.size
-        return bool((self.columns.ravel() == np.arange(len(self.slot) - size, len(self.slot))).all())
+    def _evenly(self) -> int:
+        """How many columns the cycles hold where these follow each other slot by slot up to the newest, else 0."""
+        columns = self.columns.ravel()
+        columns = columns[np.argmax(columns < len(self.slot)) :]
+        even = np.array_equal(columns, np.arange(len(self.slot) - len(columns), len(self.slot)))
+        return len(columns) if even else 0
+
+    def fold(self, x: Floats, first: int = 0, *, blank: float = np.nan) -> Floats:
+        """`x`, the grid's columns from `first` on, as float64[S, cycles, slots].
+
+        NaN where a slot has no column, but `blank` in the first `lacking` ones. Often a view of `x`.
+        """
+        if self._evenly:
+            x = x[:, x.shape[1] - self._evenly :]
+            if self.lacking:
+                x = np.concatenate([np.full((len(x), self.lacking), blank), x], axis=1)
+            return x.reshape(len(x), *self.columns.shape)
+        padded = np.concatenate([x, np.full((len(x), 1), np.nan)], axis=1)
+        return padded.take(self.columns - first, axis=1)
 
 
 @dataclass(frozen=True)
@@ -163,11 +171,15 @@ def candidate_periods(grid: Grid, season: Sequence[timedelta] | None = None) -> 
     return [p for p in sorted(set(periods)) if p >= fewest * grid.step and 2 * p <= grid.n * grid.step]
 
 
-def middle_mean(folded: Floats) -> tuple[Floats, Floats]:
+def middle_mean(folded: Floats, lacking: int = 0) -> tuple[Floats, Floats]:
     """Mean of the middle half of the values along axis 1, gaps left out, and how many values there are.
 
-    The interquartile mean: a quarter of the cycles may be incidents, and it is less noisy than the median.
+    The interquartile mean: a quarter of the cycles may be incidents, and it is less noisy than the median. The first
+    `lacking` values of the oldest cycle do not count.
     """
+    if lacking:
+        less, all_ = middle_mean(folded[:, 1:, :lacking]), middle_mean(folded[:, :, lacking:])
+        return np.concatenate([less[0], all_[0]], axis=1), np.concatenate([less[1], all_[1]], axis=1)
     n = folded.shape[1]
     first = (n + 1) // 4
     if n <= MOST_CYCLES and folded.shape[2] > _FEW_SLOTS:
@@ -295,7 +307,7 @@ def level_around(medians: Floats, size: int, window: int, n_points: int) -> Floa
     np.subtract(ends[:, 1:, 0], ends[:, :-1, 0], out=ends[:, :-1, 1])
     ends[:, -1, 1] = 0.0
     around = np.matmul(ends.reshape(-1, 2), line.shares).reshape(len(level), -1)
-    return around[:, line.skip : line.skip + n_points]
+    return np.asarray(around[:, line.skip : line.skip + n_points])
 
 
 @dataclass(frozen=True)
@@ -342,16 +354,19 @@ def fit_season(y: Floats, cycles: Cycles, step: timedelta) -> Season:
     if cycles.period > DAY:
         # Few cycles: neighbours within an hour help each other.
         x = smoothed(x, max(1, HOUR // step))
-    folded = cycles.fold(x, first)
-    middle, count = middle_mean(folded)
+    folded = cycles.fold(x, first, blank=0.0)
+    middle, count = middle_mean(folded, cycles.lacking)
     residual = folded - middle[:, None, :]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    residual[:, 0, : cycles.lacking] = 0.0
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         # Leaving a cycle out of a mean of n makes its residual n / (n − 1) times as large.
         residual *= (count / (count - 1))[:, None, :]
         predicted = folded - residual
         enough = np.ones(folded.shape[:2], dtype=bool)
+        enough[:, 0] = 2 * cycles.lacking <= folded.shape[2]
         if not np.isfinite(predicted).all():
             valid = np.isfinite(predicted)
+            valid[:, 0, : cycles.lacking] = False
             enough = valid.mean(axis=2) >= 0.5
             residual, predicted, folded = (np.where(valid, one, 0.0) for one in (residual, predicted, folded))
         slope = np.vecdot(folded, predicted) / np.vecdot(predicted, predicted)
