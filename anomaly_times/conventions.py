@@ -28,6 +28,8 @@ __all__ = [
     "UPPER",
     "Kind",
     "lead_ms",
+    "lock_name",
+    "mission_of_variable",
     "name_for_query",
     "pack_slug",
     "pack_tag",
@@ -122,6 +124,17 @@ def pack_tag(slug: str) -> str:
 def variable_name(mission: str) -> str:
     """The Prefect Variable that holds a deployed mission (Prefect takes no hyphens)."""
     return "at_" + mission.replace("-", "_")
+
+
+def mission_of_variable(name: str) -> str:
+    """The mission that a Variable called `name` holds; empty where it is called like none."""
+    mission = name.removeprefix("at_").replace("_", "-")
+    return mission if variable_name(mission) == name and MISSION_NAME.fullmatch(mission) else ""
+
+
+def lock_name(project: str) -> str:
+    """The Variable that says who is changing what is deployed of a project; no mission can be called so."""
+    return "at__lock_" + project.replace("-", "_")
 
 
 def pack_slug(project: str, kind: Kind, cadence: str, place: str) -> str:

@@ -6,9 +6,11 @@ of this form (`spec`), and `since` when results of the mission mean what they me
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from typing import Any, Literal
 
 import msgspec
@@ -38,7 +40,7 @@ class DeployedMission:
     """A mission, its packs (forecast, detect), and since when its results mean what they mean now.
 
     Forecasts with an older cutoff than `since` were made for another query, step or label set, and are not scored
-    against.
+    against. `edited` says of one that was read that somebody changed it by hand after it was written.
     """
 
     mission: Mission
@@ -46,6 +48,7 @@ class DeployedMission:
     packs: tuple[str, str]
     since: datetime
     paused: Pause | None = None
+    edited: bool = field(default=False, compare=False)
 
     @property
     def tags(self) -> list[str]:
@@ -69,6 +72,7 @@ def to_value(deployed: DeployedMission) -> dict[str, Any]:
     if deployed.paused:
         until = deployed.paused.until
         value["paused"] = {"until": until.isoformat() if until else None, "reason": deployed.paused.reason}
+    value["digest"] = _digest(value)
     size = len(msgspec.json.encode(value))
     if size > MAX_BYTES:
         raise MissionError(
@@ -101,7 +105,7 @@ def from_value(name: str, value: object, tags: Sequence[str]) -> DeployedMission
             hint="upgrade anomaly-times where workers run",
         )
     try:
-        mission = Mission.model_validate(_known(Mission.model_json_schema(), value["mission"]))
+        mission = Mission.model_validate(_known(_schema(), value["mission"]))
         since = datetime.fromisoformat(str(value.get("since")))
         resting = value.get("paused")
         until = resting.get("until") if isinstance(resting, Mapping) else None
@@ -118,7 +122,19 @@ def from_value(name: str, value: object, tags: Sequence[str]) -> DeployedMission
         raise MissionError(f"the Variable {name} holds a broken time: {exc}", hint=hint) from exc
     if since.tzinfo is None:
         raise MissionError(f"the Variable {name} holds a time without a zone", hint=hint)
-    return DeployedMission(mission, _tagged(tags, "project:"), _packs(tags), since, paused)
+    edited = value.get("digest") != _digest(value)
+    return DeployedMission(mission, _tagged(tags, "project:"), _packs(tags), since, paused, edited)
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    """What changes when somebody edits a deployed mission by hand."""
+    parts = msgspec.json.encode([value["mission"], value["since"]], order="sorted")
+    return hashlib.sha256(parts).hexdigest()[:12]
+
+
+@cache
+def _schema() -> Mapping[str, Any]:
+    return Mission.model_json_schema()
 
 
 def _tagged(tags: Sequence[str], prefix: str) -> str:

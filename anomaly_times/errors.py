@@ -10,6 +10,7 @@
     │   ├── StoreUnavailableError    4  nobody answers, or not in time
     │   ├── StoreAuthError           4  credentials refused
     │   └── StoreDataError           4  an answer or a file that cannot be understood
+    ├── PrefectError                 4  the Prefect server is away, refuses, or lacks what is needed
     └── ModelError                   5  a model that is unknown, misconfigured or failed
 
 The number is the exit code of `at`. Every error carries a `hint`: what to try next.
@@ -25,6 +26,7 @@ __all__ = [
     "MissionError",
     "ModelError",
     "NoSeriesError",
+    "PrefectError",
     "QueryError",
     "StoreAuthError",
     "StoreDataError",
@@ -96,6 +98,12 @@ class StoreAuthError(StoreError):
 
 class StoreDataError(StoreError):
     """An answer, or a file, that cannot be understood."""
+
+
+class PrefectError(AnomalyTimesError):
+    """The Prefect server is away, refuses, holds a lock of somebody else, or lacks what is needed."""
+
+    exit_code = 4
 
 
 class ModelError(AnomalyTimesError):

@@ -27,10 +27,29 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from anomaly_times.durations import Duration, parse_duration
 from anomaly_times.errors import UsageError
 
-__all__ = ["DEFAULT_URL", "Settings", "Source", "WriteMode", "load_settings", "source_for_url"]
+__all__ = ["DEFAULT_URL", "PrefectApi", "Settings", "Source", "WriteMode", "load_settings", "source_for_url"]
 
 DEFAULT_URL = "http://localhost:8428"
 CONFIG_FILE = "anomaly-times.yaml"
+
+
+def _checked_url(url: str, *, credentials: str = "", query: str = "") -> str:
+    """`url` less a slash at its end; `credentials` and `query` say where those go instead."""
+    if not url:
+        return url
+    # urlsplit's own message can repeat the URL, and with it a password.
+    try:
+        parts = urlsplit(url)
+        ok = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        ok = False
+    if not ok:
+        raise ValueError("must look like http://host:port or https://host/path")
+    if parts.username or parts.password:
+        raise ValueError(f"must not hold credentials{credentials}")
+    if parts.query or parts.fragment:
+        raise ValueError(f"must not hold a query or a fragment{query}")
+    return url.rstrip("/")
 
 
 class WriteMode(StrEnum):
@@ -77,21 +96,11 @@ class Source(BaseModel):
     @field_validator("url", "read", "write", "readback")
     @classmethod
     def _http(cls, url: str) -> str:
-        if not url:
-            return url
-        # urlsplit's own message can repeat the URL, and with it a password.
-        try:
-            parts = urlsplit(url)
-            ok = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-        except ValueError:
-            ok = False
-        if not ok:
-            raise ValueError("must look like http://host:port or https://host/path")
-        if parts.username or parts.password:
-            raise ValueError("must not hold credentials; use `username` and `password` (or `password_file`)")
-        if parts.query or parts.fragment:
-            raise ValueError("must not hold a query or a fragment; use `extra_labels` or `headers`")
-        return url.rstrip("/")
+        return _checked_url(
+            url,
+            credentials="; use `username` and `password` (or `password_file`)",
+            query="; use `extra_labels` or `headers`",
+        )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -125,6 +134,21 @@ class Source(BaseModel):
         return str(self.folder) if self.folder else self.read_url
 
 
+class PrefectApi(BaseModel):
+    """The Prefect server that missions are deployed on; what is not set is taken from Prefect's own settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    api_url: str = Field(default="", description="e.g. http://localhost:4200/api; PREFECT_API_URL by default")
+    api_key: SecretStr | None = Field(default=None, description="PREFECT_API_KEY by default")
+    auth_string: SecretStr | None = Field(default=None, description="PREFECT_API_AUTH_STRING by default: user:password")
+
+    @field_validator("api_url")
+    @classmethod
+    def _http(cls, url: str) -> str:
+        return _checked_url(url)
+
+
 class Settings(BaseSettings):
     """All settings of an installation."""
 
@@ -133,6 +157,7 @@ class Settings(BaseSettings):
     project: str = Field(default="default", pattern=r"^[a-z0-9]([a-z0-9-]{0,62})$")
     source: str = Field(default="", description="name of the source that missions use when they name none")
     sources: dict[str, Source] = Field(default_factory=dict)
+    prefect: PrefectApi = PrefectApi()
     state_url: Path = Field(
         default=Path(".anomaly-times"), description="folder that all workers share, for forecasts not yet written"
     )
