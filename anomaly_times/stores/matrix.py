@@ -21,7 +21,7 @@ import numpy.typing as npt
 from anomaly_times.errors import QueryError, StoreDataError
 from anomaly_times.panel import Floats, Grid, Labels
 
-__all__ = ["parse_matrix", "parse_newest", "parse_samples", "parse_strings"]
+__all__ = ["parse_matrix", "parse_newest", "parse_samples", "parse_strings", "parse_types"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +57,15 @@ class _Envelope(msgspec.Struct):
     warnings: list[str] | None = None
 
 
+class _Described(msgspec.Struct):
+    type: str = ""
+
+
 _envelope = msgspec.json.Decoder(_Envelope)
 _data = msgspec.json.Decoder(_Data)
 _rows = msgspec.json.Decoder(list[_Row])
 _strings = msgspec.json.Decoder(list[str])
+_types = msgspec.json.Decoder(dict[str, list[_Described]])
 _metric = msgspec.json.Decoder(dict[str, str])
 _labels: dict[bytes, Labels] = {}
 """Label sets by their JSON: a pass reads the same series again each minute, and decoding them is most of its work."""
@@ -136,6 +141,21 @@ def parse_strings(body: bytes, *, where: str) -> list[str]:
         return _strings.decode(_envelope_data(body, where))
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise _not_understood(body, where, exc) from exc
+
+
+def parse_types(body: bytes, *, where: str) -> dict[str, str]:
+    """The type of each metric (`counter`, `gauge`, …) in an answer about metadata; those that no target knows left out.
+
+    Raises:
+        StoreDataError: as for `parse_matrix`.
+    """
+    try:
+        found = _types.decode(_envelope_data(body, where))
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise _not_understood(body, where, exc) from exc
+    types = {metric: {each.type for each in described} - {"", "unknown"} for metric, described in found.items()}
+    # Targets that disagree say nothing.
+    return {metric: kinds.pop() for metric, kinds in types.items() if len(kinds) == 1}
 
 
 def _cut(body: bytes) -> tuple[bytes, list[bytes], list[bytes]] | None:

@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import quote
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from anomaly_times.panel import Floats, Forecast, Grid, Labels, Panel, Scores
 from anomaly_times.settings import Source, WriteMode
 from anomaly_times.stores import Written, writing
 from anomaly_times.stores.http import HttpClient, RefusedError, TooLargeError
-from anomaly_times.stores.matrix import parse_matrix, parse_newest, parse_samples, parse_strings
+from anomaly_times.stores.matrix import parse_matrix, parse_newest, parse_samples, parse_strings, parse_types
 from anomaly_times.stores.promql import Query, parse_query, point_at, server_position, server_reason
 from anomaly_times.stores.state import ForecastFiles
 
@@ -151,15 +152,33 @@ class PrometheusStore:
         Raises:
             StoreError: the server is away, refuses, or answers what cannot be understood.
         """
+        return self.label_values("__name__", start, end)
+
+    def label_values(self, label: str, start: datetime, end: datetime, *, match: str = "") -> list[str]:
+        """The values that `label` has on series between `start` and `end`, those of the selector `match` where given.
+
+        Raises:
+            StoreError: the server is away, refuses, or answers what cannot be understood.
+        """
         base = self.source.read_url
-        span = {"start": _seconds(milliseconds(start - EPOCH)), "end": _seconds(milliseconds(end - EPOCH))}
-        filters = {
-            "extra_label": [f"{name}={value}" for name, value in self.source.extra_labels.items()],
-            "extra_filters[]": list(self.source.extra_filters),
-        }
+        params = {"start": _seconds(milliseconds(start - EPOCH)), "end": _seconds(milliseconds(end - EPOCH))}
+        if match:
+            params["match[]"] = match
         # Prometheus takes no POST here.
-        body = self.client.request("GET", f"{base}/api/v1/label/__name__/values", params={**span, **filters})
-        return parse_strings(body, where=base)
+        return parse_strings(self._ask(base, f"label/{quote(label)}/values", params, method="GET"), where=base)
+
+    def metric_type(self, metric: str) -> str:
+        """What the scraped targets say that `metric` is (`counter`, `gauge`, …); empty where the server knows nothing.
+
+        Raises:
+            StoreError: the server is away, refuses us, or answers what cannot be understood.
+        """
+        base = self.source.read_url
+        try:
+            body = self._ask(base, "metadata", {"metric": metric}, method="GET")
+        except RefusedError:
+            return ""  # not every server has this endpoint
+        return parse_types(body, where=base).get(metric, "")
 
     def read_forecasts(self, missions: Sequence[Mission], grid: Grid) -> Mapping[str, Forecast]:
         """For each mission (by name) the freshest stored forecast at every time of `grid`, as `Store` says.
@@ -364,17 +383,15 @@ class PrometheusStore:
 
     def _nothing(self, query: Query, grid: Grid) -> NoSeriesError:
         """Why a query answers nothing: which of its selectors has no series."""
-        span = {"start": _seconds(grid.start_ms), "end": _seconds(milliseconds(grid.end - EPOCH))}
         when = f"between {grid.start:%Y-%m-%d %H:%M} and {grid.end:%Y-%m-%d %H:%M} UTC"
-        base = self.source.read_url
         missing = []
         for selector in query.selectors[:20]:
-            # Names only, for the series may be millions; and by GET, for Prometheus knows nothing else here.
+            # Names only, for the series may be millions.
             try:
-                body = self._ask(base, "label/__name__/values", {"match[]": selector, **span}, method="GET")
+                found = self.label_values("__name__", grid.start, grid.end, match=selector)
             except RefusedError:
                 return NoSeriesError(f"{self.name}: the query answers no series {when}")
-            if not parse_strings(body, where=base):
+            if not found:
                 missing.append(selector)
         if missing:
             return NoSeriesError(

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import promql_parser
 
 from anomaly_times.errors import QueryError
 
-__all__ = ["Query", "parse_query", "point_at", "server_position", "server_reason"]
+__all__ = ["NoVectorError", "Query", "Use", "parse_query", "point_at", "server_position", "server_reason"]
 
 _LONGEST = 20_000
 _DEEPEST = 100
@@ -37,26 +38,53 @@ _INSTEAD = {
 }
 
 
+class NoVectorError(QueryError):
+    """PromQL that parses and can never answer series: a scalar, a string, a range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One place where a query reads series.
+
+    `metric` is empty where the selector spells no name, `matchers` are its label matchers as written (`job="api"`),
+    `window` is that of a range selector, and `around` are the functions and aggregations around it, innermost first.
+    """
+
+    selector: str
+    metric: str
+    matchers: tuple[tuple[str, str], ...] = ()
+    window: timedelta | None = None
+    around: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query as far as it is understood: `selectors` are the series selectors in it, without offsets.
+    """A query as far as it is understood.
 
-    `problem` says why it is no PromQL (it may be MetricsQL), `position` where, as an index into the text; `None` if
-    unknown.
+    `uses` are the places where it reads series; `by` are the labels of its outermost aggregation, if it has one with
+    `by`. `problem` says why it is no PromQL (it may be MetricsQL), `position` where, as an index into the text (`None`
+    if unknown); `broken` means that brackets or quotes do not match, so that no server can take it.
     """
 
     text: str
-    selectors: tuple[str, ...] = ()
+    uses: tuple[Use, ...] = ()
+    by: tuple[str, ...] = ()
     problem: str = ""
     position: int | None = None
+    broken: bool = False
+
+    @property
+    def selectors(self) -> tuple[str, ...]:
+        """The different series selectors, without offsets."""
+        return tuple(dict.fromkeys(use.selector for use in self.uses))
 
 
 def parse_query(promql: str) -> Query:
     """What `promql` says; text that is no PromQL is no error here.
 
     Raises:
-        QueryError: empty, absurdly long or deeply nested, or PromQL that can never answer series: a scalar, a string,
-            a range.
+        NoVectorError: PromQL that can never answer series: a scalar, a string, a range.
+        QueryError: empty, absurdly long or deeply nested.
     """
     if not promql.strip():
         raise QueryError("the query is empty")
@@ -64,17 +92,19 @@ def parse_query(promql: str) -> Query:
         raise QueryError(f"the query has {len(promql):,} characters; {_LONGEST:,} are allowed")
     position, problem, operators = _scan(promql)
     if operators > _MOST_OPERATORS:
-        return Query(promql, problem=problem, position=position)
+        return Query(promql, problem=problem, position=position, broken=bool(problem))
     try:
         tree = promql_parser.parse(promql)
     except ValueError as exc:
         words = str(exc).replace("invalid promql query", "it breaks the grammar")
-        return Query(promql, problem=problem or words, position=position if problem else _quoted(promql, words))
+        if not problem:
+            position = _quoted(promql, words)
+        return Query(promql, problem=problem or words, position=position, broken=bool(problem))
     kind = _kind(tree)
     if kind in _NO_SERIES:
-        raise QueryError(f"the query answers {_NO_SERIES[kind]}, no series: {_shortened(promql)}", hint=_INSTEAD[kind])
-    found = (_without_time(node.prettify()) for node in _nodes(tree) if isinstance(node, promql_parser.VectorSelector))
-    return Query(promql, tuple(dict.fromkeys(found)))
+        message = f"the query answers {_NO_SERIES[kind]}, no series: {_shortened(promql)}"
+        raise NoVectorError(message, hint=_INSTEAD[kind])
+    return Query(promql, tuple(_uses(tree)), by=_grouped_by(tree))
 
 
 def point_at(promql: str, position: int) -> str:
@@ -167,22 +197,57 @@ def _kind(node: object) -> str:
     return "vector"
 
 
-def _nodes(tree: object) -> Iterator[object]:
-    """Every node of the tree, left to right. The parser's own `walk` takes cubic time."""
-    stack = [tree]
+def _uses(tree: object) -> Iterator[Use]:
+    """Every use of a selector, left to right. The parser's own `walk` takes cubic time."""
+    stack: list[tuple[object, tuple[str, ...], timedelta | None]] = [(tree, (), None)]
     while stack:
-        node = stack.pop()
-        yield node
-        if isinstance(node, promql_parser.BinaryExpr):
-            stack += [node.rhs, node.lhs]
+        node, around, window = stack.pop()
+        if isinstance(node, promql_parser.VectorSelector):
+            yield _use(node, around, window)
+        elif isinstance(node, promql_parser.BinaryExpr):
+            stack += [(node.rhs, around, None), (node.lhs, around, None)]
         elif isinstance(node, promql_parser.Call):
-            stack += reversed(node.args)
+            stack += [(each, (node.func.name, *around), None) for each in reversed(node.args)]
         elif isinstance(node, promql_parser.AggregateExpr):
-            stack += [part for part in (node.param, node.expr) if part is not None]
+            around = (str(node.op), *around)
+            stack += [(part, around, None) for part in (node.param, node.expr) if part is not None]
         elif isinstance(node, promql_parser.MatrixSelector):
-            stack.append(node.vector_selector)
+            stack.append((node.vector_selector, around, node.range))
         elif isinstance(node, (promql_parser.ParenExpr, promql_parser.UnaryExpr, promql_parser.SubqueryExpr)):
-            stack.append(node.expr)
+            stack.append((node.expr, around, None))
+
+
+def _use(node: promql_parser.VectorSelector, around: tuple[str, ...], window: timedelta | None) -> Use:
+    groups = node.matchers.or_matchers or [node.matchers.matchers]
+    each = [matcher for group in groups for matcher in group]
+    named = (m.value for m in each if m.name == "__name__" and m.op == promql_parser.MatchOp.Equal)
+    # Alternatives (`a="x" or b="y"` of VictoriaMetrics) cannot be told apart matcher by matcher.
+    plain = [(m.name, _OPERATORS[str(m.op)] + _quote(m.value)) for m in each if m.name != "__name__"]
+    return Use(
+        _without_time(node.prettify()),
+        node.name or next(named, ""),
+        tuple((name, name + rest) for name, rest in plain) if len(groups) == 1 else (),
+        window,
+        around,
+    )
+
+
+_OPERATORS = {"MatchOp.Equal": "=", "MatchOp.NotEqual": "!=", "MatchOp.Re": "=~", "MatchOp.NotRe": "!~"}
+
+
+def _quote(value: str) -> str:
+    escaped = value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    return f'"{escaped}"'
+
+
+def _grouped_by(tree: object) -> tuple[str, ...]:
+    while isinstance(tree, promql_parser.ParenExpr):
+        tree = tree.expr
+    if isinstance(tree, promql_parser.AggregateExpr) and tree.modifier is not None:
+        modifier = tree.modifier
+        if modifier.type == promql_parser.AggModifierType.By:
+            return tuple(modifier.labels)
+    return ()
 
 
 def _without_time(selector: str) -> str:
