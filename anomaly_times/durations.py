@@ -9,7 +9,7 @@ import re
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from anomaly_times.errors import UsageError
 
@@ -68,7 +68,12 @@ def _coerce(value: object) -> object:
         raise ValueError(f"{exc.message}; {exc.hint}") from exc
 
 
+_SPELLING = r"^(\d+y)?(\d+w)?(\d+d)?(\d+h)?(\d+m)?(\d+s)?(\d+ms)?$"
+
 Duration = Annotated[
-    timedelta, BeforeValidator(_coerce), PlainSerializer(format_duration, return_type=str, when_used="json")
+    timedelta,
+    BeforeValidator(_coerce),
+    PlainSerializer(format_duration, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "title": "Duration", "pattern": _SPELLING, "minLength": 2}),
 ]
 """A `timedelta` field that reads and writes PromQL durations."""

@@ -14,7 +14,17 @@ from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from anomaly_times.conventions import LABEL_METRIC, LABEL_MISSION, MISSION_NAME, written_labels
 from anomaly_times.durations import EPOCH, Duration, format_duration, milliseconds, parse_duration
@@ -85,16 +95,37 @@ def _longest_pause(cron: str) -> timedelta:
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-SidePair = Annotated[tuple[NonNegative, NonNegative], BeforeValidator(_pair)]
-RatioPair = Annotated[tuple[NonNegative, NonNegative], BeforeValidator(_ratio_pair)]
-ScalePair = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
+
+
+def _one_or_two(side: dict[str, Any], title: str) -> WithJsonSchema:
+    """What an editor may offer: one value for both sides, or [below, above]."""
+    pair = {"type": "array", "items": side, "minItems": 2, "maxItems": 2}
+    return WithJsonSchema({"title": title, "anyOf": [side, pair]})
+
+
+_PERIOD: dict[str, Any] = TypeAdapter(Duration).json_schema()
+_NOT_NEGATIVE: dict[str, Any] = {"type": "number", "minimum": 0}
+_SHARE: dict[str, Any] = {"anyOf": [_NOT_NEGATIVE, {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*%\s*$"}]}
+SidePair = Annotated[
+    tuple[NonNegative, NonNegative],
+    BeforeValidator(_pair),
+    _one_or_two(_NOT_NEGATIVE, "Number, or [below, above]"),
+]
+RatioPair = Annotated[
+    tuple[NonNegative, NonNegative], BeforeValidator(_ratio_pair), _one_or_two(_SHARE, "Share, or [below, above]")
+]
+ScalePair = Annotated[
+    tuple[Positive, Positive],
+    BeforeValidator(_pair),
+    _one_or_two({"type": "number", "exclusiveMinimum": 0}, "Number, or [below, above]"),
+]
 
 
 class Exclusion(_Spec):
     """A stretch of history that no model may learn from: both ends inclusive, UTC where no zone is given."""
 
-    start: datetime
-    end: datetime
+    start: datetime = Field(description="the first time to leave out")
+    end: datetime = Field(description="the last time to leave out")
 
     @field_validator("start", "end")
     @classmethod
@@ -114,11 +145,13 @@ Cron = Annotated[str, AfterValidator(_cron)]
 class Forecasting(_Spec):
     """How history becomes a forecast."""
 
-    every: Duration = parse_duration("1h")
+    every: Duration = Field(default=parse_duration("1h"), description="how often a forecast is made")
     cron: Cron | None = Field(default=None, description="five fields, in the mission's `timezone`; instead of `every`")
     lookback: Duration = Field(default=parse_duration("14d"), description="how much history a forecast reads")
     horizon: Duration | None = Field(default=None, description="how far it reaches; twice `every` by default")
-    model: Annotated[ModelSpec, BeforeValidator(_model)] = ModelSpec()
+    model: Annotated[ModelSpec, BeforeValidator(_model)] = Field(
+        default=ModelSpec(), description="a name (`at models` lists them), or `{type: ets, …parameters}`"
+    )
     level: float = Field(default=99.9, gt=0, lt=100, description="per cent of normal points inside the bounds")
     interval_scale: ScalePair = Field(default=(1.0, 1.0), description="widens the bounds: [below, above], or one")
     exclude: tuple[Exclusion, ...] = Field(default=(), description="stretches of history not to learn from")
@@ -132,15 +165,20 @@ class Forecasting(_Spec):
 class Detect(_Spec):
     """How new points are held against the forecast."""
 
-    every: Duration = parse_duration("1m")
+    every: Duration = Field(default=parse_duration("1m"), description="how often new points are scored")
     cron: Cron | None = Field(default=None, description="five fields, in the mission's `timezone`; instead of `every`")
-    direction: Direction = "both"
+    direction: Direction = Field(default="both", description="the side of the forecast that counts as anomalous")
     min_deviation: SidePair = Field(default=(0.0, 0.0), description="smaller deviations score 0: [below, above]")
     min_relative_deviation: RatioPair = Field(default=(0.0, 0.0), description="the same, as a share of the forecast")
     valid_range: tuple[float, float] = Field(default=(float("-inf"), float("inf")), description="values that can be")
     out_of_range_score: float = Field(default=1.01, ge=0, le=1000, description="score of a value that cannot be")
     missing: Missing = Field(default="ignore", description="what an expected point that is not there means")
     catch_up: Duration = Field(default=parse_duration("1h"), description="how far back a late detection goes")
+
+    @property
+    def period(self) -> timedelta:
+        """`every`, or the longest pause of `cron`."""
+        return _longest_pause(self.cron) if self.cron else self.every
 
     @field_validator("valid_range")
     @classmethod
@@ -162,8 +200,8 @@ class Alert(_Spec):
 class Silence(_Spec):
     """A check that is known and accepted here, and why."""
 
-    code: str = Field(pattern=r"^[a-z0-9]+(?:[/-][a-z0-9]+)*$")
-    reason: str = Field(min_length=1)
+    code: str = Field(pattern=r"^[a-z0-9]+(?:[/-][a-z0-9]+)*$", description="e.g. `promql/short-window`")
+    reason: str = Field(min_length=1, description="why it is accepted")
 
 
 def _season(value: object) -> object:
@@ -174,25 +212,34 @@ def _season(value: object) -> object:
     return value if isinstance(value, (list, tuple)) else (value,)
 
 
+_SEASON = WithJsonSchema(
+    {"anyOf": [{"enum": ["auto", "none"]}, _PERIOD, {"type": "array", "items": _PERIOD}], "title": "Season"}
+)
+
+
 class Mission(_Spec):
     """One query that is forecast and watched, and everything that its results depend on."""
 
     name: str = Field(description="unique on a Prefect server; the label `mission` of everything written")
-    promql: str = Field(min_length=1)
-    description: str = ""
+    promql: str = Field(min_length=1, description="the query; each series that it answers is watched")
+    description: str = Field(default="", description="what it is for, in a sentence")
     source: str = Field(default="", description="a source from the settings; the default one if empty")
-    step: Duration = parse_duration("1m")
+    step: Duration = Field(default=parse_duration("1m"), description="time between two points")
     offset: Duration = Field(default=parse_duration("30s"), description="how late samples may arrive")
     timezone: str = Field(default="UTC", description="IANA name; days and weeks of the season begin by its clock")
-    season: Annotated[tuple[Duration, ...] | None, BeforeValidator(_season)] = Field(
+    season: Annotated[tuple[Duration, ...] | None, BeforeValidator(_season), _SEASON] = Field(
         default=None, description="`auto` (found in the data), `none`, or periods: [1d, 1w]"
     )
-    max_series: int = Field(default=10_000, ge=1, le=1_000_000)
-    write: WriteMode = WriteMode.AUTO
+    max_series: int = Field(
+        default=10_000, ge=1, le=1_000_000, description="a query that answers more is refused, lest it flood the source"
+    )
+    write: WriteMode = Field(
+        default=WriteMode.AUTO, description="`ahead`, at the times that forecasts are for, or `at_detection`"
+    )
     labels: dict[str, str] = Field(default_factory=dict, description="added to everything written")
-    forecast: Forecasting = Forecasting()
-    detect: Detect = Detect()
-    alert: Alert = Alert()
+    forecast: Forecasting = Field(default=Forecasting(), description=Forecasting.__doc__)
+    detect: Detect = Field(default=Detect(), description=Detect.__doc__)
+    alert: Alert = Field(default=Alert(), description=Alert.__doc__)
     isolated: bool = Field(default=False, description="a schedule of its own, instead of a place in a pack")
     silence: tuple[Silence, ...] = Field(default=(), description="checks that are accepted here")
 
