@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from pydantic import ValidationError
@@ -20,7 +20,7 @@ from anomaly_times.conventions import TAG, TAG_PAUSED, pack_tag, project_tag
 from anomaly_times.errors import MissionError
 from anomaly_times.mission import Mission
 
-__all__ = ["MAX_BYTES", "SPEC", "DeployedMission", "Pause", "from_value", "to_value"]
+__all__ = ["MAX_BYTES", "SPEC", "DeployedMission", "Pause", "from_value", "packs_of", "project_of", "to_value"]
 
 SPEC = 1
 MAX_BYTES = 5_000
@@ -123,7 +123,7 @@ def from_value(name: str, value: object, tags: Sequence[str]) -> DeployedMission
     if since.tzinfo is None:
         raise MissionError(f"the Variable {name} holds a time without a zone", hint=hint)
     edited = value.get("digest") != _digest(value)
-    return DeployedMission(mission, _tagged(tags, "project:"), _packs(tags), since, paused, edited)
+    return DeployedMission(mission, project_of(tags), packs_of(tags), since, paused, edited)
 
 
 def _digest(value: Mapping[str, Any]) -> str:
@@ -137,16 +137,19 @@ def _schema() -> Mapping[str, Any]:
     return Mission.model_json_schema()
 
 
-def _tagged(tags: Sequence[str], prefix: str) -> str:
-    return next((tag.removeprefix(prefix) for tag in tags if tag.startswith(prefix)), "")
+def project_of(tags: Sequence[str]) -> str:
+    """Whose a Variable with these tags is; empty where it is none of ours."""
+    prefix = project_tag("")
+    return next((tag.removeprefix(prefix) for tag in tags if tag.startswith(prefix)), "") if TAG in tags else ""
 
 
-def _packs(tags: Sequence[str]) -> tuple[str, str]:
-    slugs: dict[Literal["forecast", "detect"], str] = {}
+def packs_of(tags: Sequence[str]) -> tuple[str, str]:
+    """The forecast pack and the detect pack that a Variable with these tags is in; empty where it is in none."""
+    slugs: dict[str, str] = {}
     for tag in tags:
-        parts = tag.removeprefix("pack:").split(":")
-        if tag.startswith("pack:at:") and len(parts) > 2 and parts[2] in ("forecast", "detect"):
-            slugs["forecast" if parts[2] == "forecast" else "detect"] = tag.removeprefix("pack:")
+        parts = tag.removeprefix(pack_tag("")).split(":")
+        if tag.startswith(pack_tag("at:")) and len(parts) > 2:
+            slugs[parts[2]] = tag.removeprefix(pack_tag(""))
     return slugs.get("forecast", ""), slugs.get("detect", "")
 
 
