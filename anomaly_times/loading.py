@@ -22,9 +22,10 @@ from anomaly_times.mission import Mission
 from anomaly_times.problems import Problem, Where
 from anomaly_times.yamlfile import MAX_BYTES, Document, YamlError, read_documents
 
-__all__ = ["LoadedMission", "Loading", "load_missions"]
+__all__ = ["DEFAULTS_FILE", "LoadedMission", "Loading", "load_missions", "mission_files"]
 
 DEFAULTS_FILE = "defaults.yaml"
+"""What goes for every mission file of its folder."""
 MAX_EACH = 10_000
 """Missions that one template may make."""
 
@@ -68,7 +69,7 @@ def load_missions(paths: Sequence[str | Path]) -> Loading:
     missions: list[LoadedMission] = []
     problems: list[Problem] = []
     defaults: dict[Path, Mapping[str, Any]] = {}
-    files = list(_files(paths))
+    files = mission_files(paths)
     for file in files:
         folder = file.parent
         if folder not in defaults:
@@ -80,6 +81,15 @@ def load_missions(paths: Sequence[str | Path]) -> Loading:
                     missions.append(loaded)
     problems += _twice(missions)
     return Loading(tuple(missions), tuple(problems), tuple(str(file) for file in files))
+
+
+def mission_files(paths: Sequence[str | Path]) -> list[Path]:
+    """The files that `load_missions` would read, each once; the defaults of folders are not among them.
+
+    Raises:
+        UsageError: a path that is not there, or a glob that matches nothing.
+    """
+    return list(_files(paths))
 
 
 def _files(paths: Sequence[str | Path]) -> Iterator[Path]:

@@ -21,6 +21,7 @@ from anomaly_times.cli.doctor import doctor
 from anomaly_times.cli.forecast import forecast
 from anomaly_times.cli.models import models
 from anomaly_times.cli.options import GroupedHelp
+from anomaly_times.cli.run import run
 from anomaly_times.errors import AnomalyTimesError
 
 __all__ = ["app", "main"]
@@ -105,7 +106,7 @@ def _root(
     pass
 
 
-for _command in (forecast, detect, models, doctor, demo):
+for _command in (forecast, detect, run, models, doctor, demo):
     app.command(cls=GroupedHelp)(_command)
 
 

@@ -18,7 +18,8 @@ __all__ = ["detect", "forecast_for"]
 
 def detect(
     ctx: typer.Context,
-    promql: opt.PromQL,
+    files: opt.Files = None,
+    promql: opt.PromQL = None,
     source: opt.SourceName = "",
     url: opt.Url = "",
     name: opt.Name = None,
@@ -43,18 +44,28 @@ def detect(
     out: opt.Out = None,
     plot: opt.Plot = None,
     top: opt.Top = 20,
+    jobs: opt.Jobs = None,
 ) -> None:
-    """Score a query's newest points; show and store the scores.
+    """Score the newest points of missions, or of one query; show and store it.
 
-    Points are held against the stored forecast. Where there is none, one is made for the occasion, from what was known
-    before the scored points; options of time and model serve that forecast alone.
+    Points are held against the stored forecast. Where there is none for a query, one is made for the occasion, from
+    what was known before the scored points; options of time and model serve that forecast alone. Without FILES and
+    --promql it is the missions of missions/.
 
-    Example: at detect --url http://localhost:8428 --promql 'sum by (job) (rate(http_requests_total[5m]))' --last 2h
+    Examples: at detect missions/
+
+    at detect --url http://localhost:8428 --promql 'sum by (job) (rate(http_requests_total[5m]))' --last 2h
     """
     from anomaly_times.cli import render
+    from anomaly_times.cli.from_files import pass_over_files
     from anomaly_times.cli.views import DetectView
     from anomaly_times.passes import detect_pass, write_scores
 
+    if files or promql is None:
+        opt.require_file_options(ctx)
+        pass_over_files("detect", files, ctx.params)
+        return
+    opt.require_query_options(ctx)
     query, form = opt.query_from_options(ctx.params), opt.output_format(output, out, plot)
     window = opt.parse_window(last, "--last")
     with query.open() as store, render.working(f"scoring {query.mission.promql}"):

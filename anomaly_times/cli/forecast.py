@@ -11,7 +11,8 @@ __all__ = ["forecast"]
 
 def forecast(
     ctx: typer.Context,
-    promql: opt.PromQL,
+    files: opt.Files = None,
+    promql: opt.PromQL = None,
     source: opt.SourceName = "",
     url: opt.Url = "",
     name: opt.Name = None,
@@ -31,17 +32,26 @@ def forecast(
     out: opt.Out = None,
     plot: opt.Plot = None,
     top: opt.Top = 20,
+    jobs: opt.Jobs = None,
 ) -> None:
-    """Forecast a query with bounds; show and store it.
+    """Forecast missions, or one query, with bounds; show and store it.
 
-    It is stored where the metrics live, or beside them.
+    It is stored where the metrics live, or beside them. Without FILES and --promql it is the missions of missions/.
 
-    Example: at forecast --url http://localhost:8428 --promql 'sum by (job) (rate(http_requests_total[5m]))' --step 5m
+    Examples: at forecast missions/
+
+    at forecast --url http://localhost:8428 --promql 'sum by (job) (rate(http_requests_total[5m]))' --step 5m
     """
     from anomaly_times.cli import render
+    from anomaly_times.cli.from_files import pass_over_files
     from anomaly_times.cli.views import ForecastView
     from anomaly_times.passes import forecast_pass, write_forecasts
 
+    if files or promql is None:
+        opt.require_file_options(ctx)
+        pass_over_files("forecast", files, ctx.params)
+        return
+    opt.require_query_options(ctx)
     query, form = opt.query_from_options(ctx.params), opt.output_format(output, out, plot)
     with query.open() as store, render.working(f"forecasting {query.mission.promql}"):
         stores = query.stores(store)

@@ -3,29 +3,54 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 from typer.core import TyperCommand
 
-from anomaly_times.errors import UsageError
+from anomaly_times.errors import MissionError, UsageError
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
     from anomaly_times.mission import Mission
+    from anomaly_times.passes import Mapper
     from anomaly_times.settings import Settings, Source
     from anomaly_times.stores import Store
 
-__all__ = ["GroupedHelp", "Output", "Query", "open_source", "output_format", "parse_time", "query_from_options"]
+__all__ = [
+    "GroupedHelp",
+    "MissionStores",
+    "Output",
+    "Query",
+    "missions_from_files",
+    "open_source",
+    "output_format",
+    "parse_time",
+    "query_from_options",
+    "require_file_options",
+    "require_query_options",
+    "threads",
+    "utc_now",
+]
 
-QUERY, TIME, MODEL, GATES, OUTPUT = "Query", "Time", "Model and bounds", "What counts as anomalous", "Output"
+DEFAULT_FILES = Path("missions")
+MISSIONS, QUERY, TIME, MODEL, GATES, OUTPUT = (
+    "Missions",
+    "Query",
+    "Time",
+    "Model and bounds",
+    "What counts as anomalous",
+    "Output",
+)
 
 
 class Output(StrEnum):
@@ -63,7 +88,32 @@ def _option(help: str, panel: str, *names: str, metavar: str | None = None) -> A
     return typer.Option(*names, help=help, rich_help_panel=panel, metavar=metavar, show_default=False)
 
 
-PromQL = Annotated[str, _option("The query to forecast and watch.", QUERY, "--promql", "-q", metavar="QUERY")]
+Files = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="Mission files, folders or globs [missions/].",
+        rich_help_panel=MISSIONS,
+        metavar="FILES",
+        show_default=False,
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        "-j",
+        help="Missions at once [processors, 8 at most].",
+        rich_help_panel=MISSIONS,
+        min=1,
+        max=256,
+        metavar="N",
+        show_default=False,
+    ),
+]
+PromQL = Annotated[
+    str | None,
+    _option("One query to forecast and watch, instead of FILES.", QUERY, "--promql", "-q", metavar="QUERY"),
+]
 SourceName = Annotated[str, _option("A source from the settings.", QUERY, "--source", metavar="NAME")]
 Url = Annotated[
     str, _option("A server, or a folder of Parquet or CSV files, instead of --source.", QUERY, "--url", metavar="URL")
@@ -234,7 +284,132 @@ def query_from_options(params: Mapping[str, Any]) -> Query:
         mission = Mission.model_validate(spec)
     except ValidationError as exc:
         raise UsageError(_by_option(exc), hint="`--help` shows what each option takes") from None
-    return Query(mission, source, parse_time(params["at"], now=_clock()), settings)
+    return Query(mission, source, parse_time(params["at"], now=utc_now()), settings)
+
+
+# What says something beside mission files; everything else stands in them.
+_BESIDE_FILES = frozenset({"files", "jobs", "source", "url", "at", "last", "dry_run", "output", "out"})
+
+
+def require_file_options(ctx: typer.Context) -> None:
+    """Refuse what says nothing, or contradicts, where missions come from files.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if ctx.params["promql"] is not None:
+        raise UsageError("FILES and --promql say two things", hint="give one of them")
+    for name in sorted(set(ctx.params) - _BESIDE_FILES):
+        if _given(ctx, name):
+            raise UsageError(
+                f"--{name.replace('_', '-')} does not go with mission files",
+                hint="missions say it themselves; with --promql it goes for one query",
+            )
+
+
+def require_query_options(ctx: typer.Context) -> None:
+    """Refuse what says nothing where there is one query.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if _given(ctx, "jobs"):
+        raise UsageError("--jobs goes with mission files: one query is one job")
+
+
+def _given(ctx: typer.Context, name: str) -> bool:
+    return getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
+
+
+def missions_from_files(files: Sequence[Path] | None) -> tuple[Mission, ...]:
+    """The missions of files, folders and globs; those of `missions/` where none are given.
+
+    Raises:
+        MissionError: listing all that is wrong in the files, or that there is no mission in them.
+        UsageError: a file that is not there.
+    """
+    from anomaly_times.loading import load_missions
+
+    if not files and not DEFAULT_FILES.exists():
+        raise UsageError(
+            f"there is no {DEFAULT_FILES}/ here, and no mission file is named",
+            hint="name FILES, or a query by --promql",
+        )
+    loading = load_missions(files or [DEFAULT_FILES])
+    if loading.problems:
+        lines = [f"{problem}" + (f" ({problem.hint})" if problem.hint else "") for problem in loading.problems]
+        raise MissionError("\n".join(["the mission files have problems, so nothing ran", *lines]))
+    if not loading.missions:
+        named = ", ".join(str(file) for file in files or [DEFAULT_FILES])
+        raise MissionError(f"there is no mission in {named}", hint="`at mission init` writes a first one")
+    return tuple(loaded.mission for loaded in loading.missions)
+
+
+@dataclass(eq=False)
+class MissionStores:
+    """The stores that missions need, by the name that missions know them by; each is opened once.
+
+    Args:
+        name: `--source`, for missions that name none.
+        url: `--url`, likewise.
+    """
+
+    name: str
+    url: str
+    _open: dict[str, Store] = field(default_factory=dict, init=False)
+
+    def of(self, missions: Sequence[Mission]) -> dict[str, Store]:
+        """The stores of `missions`, as passes take them.
+
+        Raises:
+            MissionError: a mission names a source that is not in the settings.
+            UsageError: what `--source`, `--url` or the settings say makes no sense.
+        """
+        from anomaly_times.stores import open_store
+
+        stores: dict[str, Store] = {}
+        for mission in missions:
+            if mission.source in stores:
+                continue
+            try:
+                name, url = (mission.source, "") if mission.source else (self.name, self.url)
+                settings, known, source = open_source(name, url)
+            except UsageError as exc:
+                if not mission.source:
+                    raise
+                raise MissionError(f"mission {mission.name}: {exc.message}", hint=exc.hint) from exc
+            if known not in self._open:
+                self._open[known] = open_store(source, state=settings.state_url)
+            stores[mission.source] = self._open[known]
+        return stores
+
+    def close(self) -> None:
+        """Give all connections back."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def default_jobs() -> int:
+    """How many missions run at once where nothing is said: reading waits, and models compute."""
+    return min(8, os.cpu_count() or 1)
+
+
+@contextmanager
+def threads(jobs: int | None) -> Iterator[Mapper]:
+    """A mapper that runs `jobs` items at once; what has not begun when the body fails never does."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    pool = ThreadPoolExecutor(jobs or default_jobs(), thread_name_prefix="mission")
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def open_source(name: str, url: str) -> tuple[Settings, str, Source]:
@@ -317,7 +492,8 @@ def output_format(output: Output | None, *files: Path | None) -> Output:
     return output
 
 
-def _clock() -> datetime:
+def utc_now() -> datetime:
+    """The time, in UTC: the command line is where the clock is read."""
     from datetime import UTC
 
     return datetime.now(UTC)

@@ -13,9 +13,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from rich import box
 from rich.console import Console
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Advance",
     "Cell",
+    "Lines",
+    "log",
     "note",
     "progress",
     "say",
@@ -43,6 +46,7 @@ __all__ = [
     "show",
     "show_findings",
     "show_models",
+    "show_report",
     "stderr",
     "stdout",
     "working",
@@ -81,6 +85,12 @@ def say_table(columns: Sequence[str], rows: Sequence[tuple[Cell, ...]]) -> None:
 def note(text: str) -> None:
     """Something to know besides, on stderr."""
     stderr().print(Text.assemble(("note: ", "warn"), _clean(text)), soft_wrap=True)
+
+
+def log(text: str) -> None:
+    """A line with the time before it, on stderr."""
+    console = stderr()
+    console.print(Text.assemble((f"{datetime.now(UTC):%Y-%m-%d %H:%M:%SZ} ", "muted"), _clean(text)), soft_wrap=True)
 
 
 @contextmanager
@@ -141,6 +151,55 @@ def show(view: View, form: Output, *, out: Path | None = None, plot: Path | None
     for line in (*beside, *(f"drawn into {plot}" for _ in range(plot is not None))):
         console.print(Text(_clean(line)), soft_wrap=True)
     for line in view.notes():
+        note(line)
+
+
+class Lines(Protocol):
+    """A result of which every line is about something else than a series."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the table's columns; one that begins with `>` is flush right."""
+        ...
+
+    def rows(self) -> list[tuple[Cell, ...]]:
+        """The rows of the table, what matters first."""
+        ...
+
+    def summary(self) -> list[str]:
+        """What belongs to the result and has no place in the table."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What a reader should know besides."""
+        ...
+
+    def document(self) -> dict[str, Any]:
+        """The whole result for JSON."""
+        ...
+
+
+def show_report(report: Lines, form: Output, *, out: Path | None = None) -> None:
+    """Print a report to stdout or into `out`, as a table or JSON; notes go to stderr.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    text = io.StringIO()
+    if form is Output.JSON:
+        text.write(json.dumps(report.document(), allow_nan=False, ensure_ascii=False) + "\n")
+    else:
+        console = stdout() if out is None else stdout(text)
+        rows = report.rows()
+        if rows:
+            console.print(_table(report.columns, rows))
+        for line in report.summary():
+            console.print(Text(_clean(line)), soft_wrap=True)
+    if out is not None:
+        _write(out, text.getvalue().encode())
+    else:
+        sys.stdout.write(text.getvalue())
+    for line in report.notes():
         note(line)
 
 

@@ -54,7 +54,9 @@ def test_options_are_listed_in_groups(at: Run) -> None:
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("args", [["nonsense"], ["detect"], ["detect", "--promql"], ["models", "--output", "xml"]])
+@pytest.mark.parametrize(
+    "args", [["nonsense"], ["detect", "--jobs", "0"], ["detect", "--promql"], ["models", "--output", "xml"]]
+)
 def test_wrong_usage_exits_2_on_stderr_alone(at: Run, args: list[str]) -> None:
     result = at(*args)
     assert result.exit_code == 2

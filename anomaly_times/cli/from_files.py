@@ -1,0 +1,57 @@
+"""One pass over the missions of files: what `at forecast FILES` and `at detect FILES` do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from anomaly_times.cli import options as opt
+from anomaly_times.cli import render
+from anomaly_times.cli.options import Output
+from anomaly_times.cli.pass_views import PassView
+from anomaly_times.conventions import Kind
+from anomaly_times.errors import UsageError
+from anomaly_times.scheduling.local import run_pass
+
+__all__ = ["pass_over_files"]
+
+
+def pass_over_files(kind: Kind, files: Sequence[Path] | None, params: Mapping[str, Any]) -> None:
+    """Forecast or score all missions of `files`, many at once; show a line for each.
+
+    Args:
+        kind: what to do with them.
+        files: files, folders and globs; `missions/` where there are none.
+        params: the command's other parameters by name.
+
+    Raises:
+        typer.Exit: with the highest exit code among the errors of missions, after all are shown.
+        AnomalyTimesError: what stopped the whole before it began.
+    """
+    form = opt.output_format(params["output"], params["out"])
+    if form not in (Output.TABLE, Output.JSON):
+        raise UsageError(f"--output {form} is for the series of one query", hint="missions have table and json")
+    window = opt.parse_window(params.get("last"), "--last")
+    now = opt.parse_time(params["at"], now=opt.utc_now())
+    missions = opt.missions_from_files(files)
+    doing = {"forecast": "forecasting", "detect": "scoring"}[kind]
+    with opt.MissionStores(params["source"], params["url"]) as opened, opt.threads(params["jobs"]) as mapper:
+        stores = opened.of(missions)
+        with render.progress(doing, len(missions)) as advance:
+            results, written = run_pass(
+                kind,
+                missions,
+                stores,
+                now=now,
+                window=window,
+                mapper=mapper,
+                write=not params["dry_run"],
+                on_done=lambda _: advance(),
+            )
+    view = PassView.of(kind, now, results, written)
+    render.show_report(view, form, out=params["out"])
+    if view.exit_code:
+        raise typer.Exit(view.exit_code)

@@ -1,0 +1,191 @@
+"""What a pass over many missions looks like: a line a mission, whatever prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from anomaly_times.cli.views import JSON_SCHEMA, Cell, stamp
+from anomaly_times.conventions import Kind
+from anomaly_times.errors import AnomalyTimesError
+from anomaly_times.mission import Mission
+from anomaly_times.panel import Labels
+from anomaly_times.passes import DetectResult, ForecastResult
+from anomaly_times.stores import Written
+
+__all__ = ["Outcome", "PassView", "Worst", "outcome_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Worst:
+    """The highest score of a mission: whose, and when."""
+
+    score: float
+    labels: Labels
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass made of one mission, in figures.
+
+    `points` counts forecast or scored points over all series, `anomalous` those that score over 1, `unforecast` those
+    that could not be scored; `until` is the last time of a forecast.
+    """
+
+    mission: Mission
+    series: int = 0
+    points: int = 0
+    until: datetime | None = None
+    anomalous: int = 0
+    unforecast: int = 0
+    worst: Worst | None = None
+    warnings: tuple[str, ...] = ()
+    error: AnomalyTimesError | None = None
+
+
+def outcome_of(result: ForecastResult | DetectResult) -> Outcome:
+    """The figures of one mission's result."""
+    if result.error is not None:
+        return Outcome(result.mission, error=result.error, warnings=result.warnings)
+    if isinstance(result, ForecastResult):
+        forecast = result.forecast
+        if forecast is None:
+            return Outcome(result.mission, warnings=result.warnings)
+        warnings = result.warnings
+        if result.ended:
+            warnings = (*warnings, f"{result.ended:,} series ended, and were left out")
+        points = int(np.isfinite(forecast.yhat).sum())
+        return Outcome(result.mission, len(forecast.labels), points, forecast.grid.end, warnings=warnings)
+    scores = result.scores
+    if scores is None:
+        return Outcome(result.mission, warnings=result.warnings)
+    known = np.isfinite(scores.score)
+    worst = None
+    if known.any():
+        i, t = np.unravel_index(np.nanargmax(scores.score), scores.score.shape)
+        at = scores.grid.start + int(t) * scores.grid.step
+        worst = Worst(float(scores.score[i, t]), scores.labels[int(i)], at)
+    return Outcome(
+        result.mission,
+        int(known.any(axis=1).sum()),
+        int(known.sum()),
+        anomalous=int((scores.score > 1).sum()),
+        unforecast=result.unforecast,
+        worst=worst,
+        warnings=result.warnings,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class PassView:
+    """One line a mission: failures first, then the highest scores.
+
+    `written` is `None` for a dry run.
+    """
+
+    kind: Kind
+    now: datetime
+    outcomes: tuple[Outcome, ...]
+    written: Written | None
+
+    @classmethod
+    def of(
+        cls, kind: Kind, now: datetime, results: Sequence[ForecastResult | DetectResult], written: Written | None
+    ) -> PassView:
+        """The view of a pass's results."""
+        return cls(kind, now, tuple(outcome_of(result) for result in results), written)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or the highest exit code among the errors of missions."""
+        return max((outcome.error.exit_code for outcome in self.outcomes if outcome.error is not None), default=0)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The table's columns."""
+        if self.kind == "forecast":
+            return ("mission", ">series", ">points", "until", "remarks")
+        return ("mission", ">series", ">points", ">over 1", ">worst", "at", "where", "remarks")
+
+    def rows(self) -> list[tuple[Cell, ...]]:
+        """One row a mission."""
+        return [self._row(outcome) for outcome in sorted(self.outcomes, key=_rank)]
+
+    def _row(self, outcome: Outcome) -> tuple[Cell, ...]:
+        remarks: Cell = [(outcome.error.message, "bad")] if outcome.error else "; ".join(outcome.warnings)
+        name = outcome.mission.name
+        counts = ("", "") if outcome.error else (f"{outcome.series:,}", f"{outcome.points:,}")
+        if self.kind == "forecast":
+            return (name, *counts, stamp(outcome.until) if outcome.until else "", remarks)
+        over = f"{outcome.anomalous:,}" if outcome.anomalous else ""
+        worst = outcome.worst
+        if worst is None:
+            return (name, *counts, over, "", "", "", remarks)
+        style = "bad" if worst.score > 1 else "good"
+        where = str(worst.labels)
+        return (name, *counts, over, [(f"{worst.score:.2f}", style)], stamp(worst.at), where, remarks)
+
+    def summary(self) -> list[str]:
+        """How many missions did what, and what was written."""
+        failed = sum(outcome.error is not None for outcome in self.outcomes)
+        n, points = len(self.outcomes), sum(outcome.points for outcome in self.outcomes)
+        done = {"forecast": "forecast", "detect": "scored"}[self.kind]
+        text = f"{n - failed:,} of {n:,} missions {done}, {points:,} points"
+        if failed:
+            text += f"; {failed:,} failed"
+        if self.written is None:
+            return [f"{text}; dry run: nothing stored"]
+        skipped = f", {self.written.skipped:,} series were there already" if self.written.skipped else ""
+        return [f"{text}; {self.written.samples:,} samples stored{skipped}"]
+
+    def notes(self) -> list[str]:
+        """What to try about each failure."""
+        hints = {o.error.hint: o.mission.name for o in reversed(self.outcomes) if o.error is not None and o.error.hint}
+        return [f"{mission}: {hint}" for hint, mission in hints.items()]
+
+    def document(self) -> dict[str, Any]:
+        """The whole result for JSON, missions in the order of the files."""
+        written = self.written
+        return {
+            "schema": JSON_SCHEMA,
+            "kind": f"{self.kind}-missions",
+            "now": _iso(self.now),
+            "failed": sum(outcome.error is not None for outcome in self.outcomes),
+            "missions": [self._entry(outcome) for outcome in self.outcomes],
+            "written": written and {"samples": written.samples, "series": written.series, "skipped": written.skipped},
+        }
+
+    def _entry(self, outcome: Outcome) -> dict[str, Any]:
+        error, worst = outcome.error, outcome.worst
+        entry: dict[str, Any] = {
+            "mission": outcome.mission.name,
+            "source": outcome.mission.source,
+            "series": outcome.series,
+            "points": outcome.points,
+        }
+        if self.kind == "forecast":
+            entry["until"] = _iso(outcome.until) if outcome.until else None
+        else:
+            entry |= {
+                "anomalous": outcome.anomalous,
+                "unforecast": outcome.unforecast,
+                "worst": worst and {"score": worst.score, "labels": dict(worst.labels), "at": _iso(worst.at)},
+            }
+        return entry | {
+            "warnings": list(outcome.warnings),
+            "error": error and {"message": error.message, "hint": error.hint, "exit_code": error.exit_code},
+        }
+
+
+def _rank(outcome: Outcome) -> tuple[bool, float, str]:
+    worst = outcome.worst.score if outcome.worst else -1.0
+    return (outcome.error is None, -worst, outcome.mission.name)
+
+
+def _iso(at: datetime) -> str:
+    return at.isoformat().replace("+00:00", "Z")

@@ -1,0 +1,102 @@
+"""`at run`: missions kept going in one process."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from anomaly_times.cli import options as opt
+
+if TYPE_CHECKING:
+    from anomaly_times.scheduling.local import Happening, PassDone
+
+__all__ = ["run", "until_signal"]
+
+
+def run(
+    files: opt.Files = None,
+    source: opt.SourceName = "",
+    url: opt.Url = "",
+    jobs: opt.Jobs = None,
+) -> None:
+    """Keep missions going in this process, until Ctrl-C or SIGTERM.
+
+    Each runs at its cadence, without Prefect. New and changed missions are forecast at once; files are read again when they change. One line a pass on stderr.
+
+    Example: at run missions/
+    """
+    from anomaly_times.cli import render
+    from anomaly_times.scheduling.local import Runner, keep_going
+    from anomaly_times.settings import load_settings
+
+    project, paths = load_settings().project, files or [opt.DEFAULT_FILES]
+
+    def tell(happening: Happening) -> None:
+        render.log(_line(happening))
+
+    with opt.MissionStores(source, url) as stores, until_signal() as stop:
+        with Runner(stores.of, tell, project=project, jobs=jobs or opt.default_jobs()) as runner:
+            keep_going(runner, paths, lambda: opt.missions_from_files(files), tell=tell, stop=stop)
+            render.log("stopping: what is being computed is finished and stored; once more ends at once")
+        render.log("stopped")
+
+
+@contextmanager
+def until_signal() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; the second ends the process as if nobody listened."""
+    stop = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def first(*_: object) -> None:
+        stop.set()
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in before:
+        signal.signal(number, first)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _line(happening: Happening) -> str:
+    """One line about what happened."""
+    from anomaly_times.scheduling.local import Missed, PassDone, Refused
+
+    match happening:
+        case PassDone():
+            return _pass_line(happening)
+        case Refused(error):
+            hint = f" ({error.hint})" if error.hint else ""
+            return f"the changed files cannot run, so what ran goes on: {error.message}{hint}"
+        case Missed(slug, reason):
+            return f"{slug} was left out: {reason}"
+    parts = [f"{len(names)} {what}" for what in ("new", "changed", "gone") if (names := getattr(happening, what))]
+    return f"running {happening.count} missions" + (f": {', '.join(parts)}" if parts else "")
+
+
+_SHOWN = 5
+
+
+def _pass_line(done: PassDone) -> str:
+    from anomaly_times.cli.pass_views import outcome_of
+
+    outcomes = [outcome_of(result) for result in done.results]
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    points = sum(outcome.points for outcome in outcomes)
+    what = "first forecast" if done.first else f"{done.kind} {done.cadence}"
+    parts = [f"{what}: {len(outcomes) - len(failed)} missions, {points:,} points in {done.took.total_seconds():.1f}s"]
+    scored = sorted((o for o in outcomes if o.worst), key=lambda o: -o.worst.score if o.worst else 0.0)
+    for i, outcome in enumerate(scored[:_SHOWN]):
+        # The highest is told anyway, so that a reader sees how far from 1 all is.
+        if outcome.worst is not None and (i == 0 or outcome.worst.score > 1):
+            parts.append(f"{outcome.mission.name} {outcome.worst.score:.2f} {outcome.worst.labels}")
+    parts += [f"FAILED {o.mission.name}: {o.error.message}" for o in failed[:_SHOWN] if o.error is not None]
+    if len(failed) > _SHOWN:
+        parts.append(f"and {len(failed) - _SHOWN} more failed")
+    return "; ".join(parts)

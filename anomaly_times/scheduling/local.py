@@ -1,0 +1,364 @@
+"""Missions kept going in one process, without Prefect: what `at run` does.
+
+Missions of one kind and cadence run as one pass, at slots as on Prefect: `every` from the epoch plus a phase of its
+own, `cron` in the mission's time zone. A pass that takes longer than its cadence skips slots, and works for the newest
+one when it comes; it never overlaps itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Event
+from types import TracebackType
+from typing import Any, Self, TypeAlias, TypeVar
+from zoneinfo import ZoneInfo
+
+from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_MAX_INSTANCES
+from apscheduler.executors.pool import ThreadPoolExecutor as JobThreads
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.interval import IntervalTrigger
+from cronsim import CronSim
+
+from anomaly_times.conventions import Kind, pack_slug
+from anomaly_times.durations import EPOCH, format_duration
+from anomaly_times.errors import AnomalyTimesError, MissionError, UsageError
+from anomaly_times.loading import DEFAULTS_FILE, mission_files
+from anomaly_times.mission import Mission
+from anomaly_times.passes import (
+    DetectResult,
+    ForecastResult,
+    Mapper,
+    detect_pass,
+    forecast_pass,
+    write_forecasts,
+    write_scores,
+)
+from anomaly_times.stores import Store, Written
+
+__all__ = [
+    "Happening",
+    "Missed",
+    "Pack",
+    "PassDone",
+    "Refused",
+    "Reloaded",
+    "Result",
+    "Runner",
+    "keep_going",
+    "packs_of",
+    "run_pass",
+]
+
+T = TypeVar("T")
+R = TypeVar("R")
+Result: TypeAlias = ForecastResult | DetectResult
+StoresOf: TypeAlias = Callable[[Sequence[Mission]], Mapping[str, Store]]
+
+# Detections are short and many, forecasts long: neither may wait for the other.
+_PASSES_AT_ONCE: Mapping[Kind, int] = {"forecast": 2, "detect": 8}
+
+
+def run_pass(
+    kind: Kind,
+    missions: Sequence[Mission],
+    stores: Mapping[str, Store],
+    *,
+    now: datetime,
+    window: timedelta | None = None,
+    mapper: Mapper = map,
+    write: bool = True,
+    on_done: Callable[[Result], None] | None = None,
+) -> tuple[list[Result], Written | None]:
+    """Forecast or score missions, and store the results; answers them with what was written.
+
+    Forecasts are stored one by one as they come, so that an interruption costs only those in work; scores together.
+
+    Args:
+        kind: what to do.
+        missions: any number.
+        stores: by the source that missions name.
+        now: with a time zone.
+        window: as for `detect_pass`.
+        mapper: runs the missions; one that ends early leaves missions out.
+        write: else nothing is stored, and `None` takes the place of what was written.
+        on_done: told each result as it comes.
+    """
+    tell = on_done or (lambda _: None)
+    if kind == "detect":
+        found = detect_pass(missions, stores, now=now, window=window, mapper=mapper, on_done=tell)
+        if not write:
+            return list(found), None
+        scored, total = write_scores(found, stores)
+        return list(scored), total
+    results: list[Result] = []
+    total = Written()
+
+    def store(result: ForecastResult) -> None:
+        nonlocal total
+        if write:
+            (result,), written = write_forecasts([result], stores)
+            total += written
+        results.append(result)
+        tell(result)
+
+    forecast_pass(missions, stores, now=now, mapper=mapper, on_done=store)
+    return results, total if write else None
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Missions that are forecast or scored in one pass: alike in cadence, or a single isolated one.
+
+    `slug` is its name, as on Prefect; `cadence` a duration, or a cron line, for people.
+    """
+
+    slug: str
+    kind: Kind
+    cadence: str
+    missions: tuple[Mission, ...]
+
+    @property
+    def _pace(self) -> tuple[timedelta, str | None, str]:
+        first = self.missions[0]
+        part = first.forecast if self.kind == "forecast" else first.detect
+        return part.every, part.cron, first.timezone
+
+    def trigger(self) -> BaseTrigger:
+        """When its passes run."""
+        every, cron, timezone = self._pace
+        if cron is not None:
+            return _CronTrigger(cron, timezone)
+        seconds = every // timedelta(seconds=1)
+        phase = int(hashlib.sha256(self.slug.encode()).hexdigest()[:8], 16) % seconds if seconds else 0
+        return IntervalTrigger(seconds=every.total_seconds(), start_date=EPOCH + timedelta(seconds=phase), timezone=UTC)
+
+
+class _CronTrigger(BaseTrigger):  # type: ignore[misc]  # apscheduler has no types
+    """The times of a cron line, read as missions are checked: APScheduler's own counts weekdays from Monday."""
+
+    def __init__(self, cron: str, timezone: str) -> None:
+        self._cron, self._zone = cron, ZoneInfo(timezone)
+
+    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime | None:
+        """The first time after the previous one, or after `now`."""
+        return next(CronSim(self._cron, (previous_fire_time or now).astimezone(self._zone)), None)
+
+
+def packs_of(missions: Iterable[Mission], *, project: str) -> dict[str, Pack]:
+    """The forecast and detection packs of missions, by slug; each mission is in one of each kind."""
+    groups: dict[tuple[str, Kind, str], list[Mission]] = {}
+    for mission in missions:
+        for kind, part in (("forecast", mission.forecast), ("detect", mission.detect)):
+            cadence = f"{part.cron} {mission.timezone}" if part.cron else format_duration(part.every)
+            place = f"m-{mission.name}" if mission.isolated else "00"
+            shown: Kind = "forecast" if kind == "forecast" else "detect"
+            slug = pack_slug(project, shown, cadence, place)
+            groups.setdefault((slug, shown, cadence), []).append(mission)
+    return {slug: Pack(slug, kind, cadence, tuple(group)) for (slug, kind, cadence), group in groups.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class PassDone:
+    """A pass that ended; `first` where it was the first forecast of new and changed missions."""
+
+    kind: Kind
+    cadence: str
+    now: datetime
+    took: timedelta
+    results: Sequence[Result]
+    written: Written
+    first: bool = False
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """The missions that run from now on: how many, and the names of those that are new, changed or gone."""
+
+    count: int
+    new: tuple[str, ...]
+    changed: tuple[str, ...]
+    gone: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Mission files that were changed into something that cannot run; what ran goes on."""
+
+    error: AnomalyTimesError
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A pass that could not run at its slot: it is still busy, or met a bug of ours."""
+
+    slug: str
+    reason: str
+
+
+Happening: TypeAlias = PassDone | Reloaded | Refused | Missed
+
+
+class Runner:
+    """Runs passes in threads at their slots, between `with Runner(…) as runner:` and its end.
+
+    Leaving the block begins no more missions, and waits for those in work to be computed and stored.
+
+    Args:
+        stores_of: the open stores of missions; they belong to the caller.
+        tell: told what happens, from several threads.
+        project: whose missions these are; a part of packs' names.
+        jobs: missions at once in one pass.
+        clock: the time, with a zone; the `now` of every pass.
+    """
+
+    def __init__(
+        self,
+        stores_of: StoresOf,
+        tell: Callable[[Happening], None],
+        *,
+        project: str = "default",
+        jobs: int = 1,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._stores_of, self._tell, self._project, self._jobs, self._clock = stores_of, tell, project, jobs, clock
+        self._missions: dict[str, Mission] = {}
+        self._packs: dict[str, Pack] = {}
+        self._stores: Mapping[str, Store] = {}
+        self._stopping = Event()
+        # What it would log, it tells by events too.
+        logging.getLogger("apscheduler").setLevel(logging.CRITICAL)
+        self._scheduler = BackgroundScheduler(
+            timezone=UTC,
+            executors={kind: JobThreads(count) for kind, count in _PASSES_AT_ONCE.items()},
+            # A late pass covers what earlier slots would have done, however late it is.
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+        )
+        self._scheduler.add_listener(self._missed, EVENT_JOB_ERROR | EVENT_JOB_MAX_INSTANCES)
+
+    def run(self, missions: Sequence[Mission]) -> None:
+        """Run these missions from now on, in place of others; new and changed ones are forecast at once.
+
+        Raises:
+            MissionError: a mission names a source that is not there; what ran goes on.
+        """
+        # Those of missions that are gone stay: a pass that began with them may still be running.
+        self._stores = {**self._stores, **self._stores_of(missions)}
+        before, self._missions = self._missions, {mission.name: mission for mission in missions}
+        packs = packs_of(missions, project=self._project)
+        old, self._packs = self._packs, packs
+        for slug in old.keys() - packs.keys():
+            self._scheduler.remove_job(slug)
+        for slug in packs.keys() - old.keys():
+            pack = packs[slug]
+            self._scheduler.add_job(self._pass, pack.trigger(), (slug,), id=slug, executor=pack.kind)
+        new = tuple(name for name in self._missions if name not in before)
+        changed = tuple(name for name, m in self._missions.items() if before.get(name, m) != m)
+        gone = tuple(name for name in before if name not in self._missions)
+        self._tell(Reloaded(len(missions), new, changed, gone))
+        fresh = tuple(self._missions[name] for name in (*new, *changed))
+        if fresh:
+            self._scheduler.add_job(self._first, args=(fresh,), executor="forecast")
+
+    def _pass(self, slug: str) -> None:
+        pack = self._packs.get(slug)
+        if pack is not None:
+            self._run(pack.kind, pack.cadence, pack.missions)
+
+    def _first(self, missions: tuple[Mission, ...]) -> None:
+        self._run("forecast", "", missions, first=True)
+
+    def _run(self, kind: Kind, cadence: str, missions: Sequence[Mission], *, first: bool = False) -> None:
+        if self._stopping.is_set():
+            return
+        began, now = time.monotonic(), self._clock()
+        with ThreadPoolExecutor(self._jobs, thread_name_prefix=kind) as pool:
+            results, written = run_pass(kind, missions, self._stores, now=now, mapper=self._until_stopped(pool))
+        took = timedelta(seconds=time.monotonic() - began)
+        self._tell(PassDone(kind, cadence, now, took, results, written or Written(), first))
+
+    def _until_stopped(self, pool: Executor) -> Mapper:
+        def mapper(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
+            for future in [pool.submit(function, item) for item in items]:
+                if not (self._stopping.is_set() and future.cancel()):
+                    yield future.result()
+
+        return mapper
+
+    def _missed(self, event: Any) -> None:
+        exception = getattr(event, "exception", None)
+        if exception is not None:
+            self._tell(Missed(event.job_id, f"a bug of ours: {type(exception).__name__}: {exception}"))
+        else:
+            self._tell(Missed(event.job_id, "the pass before is still running"))
+
+    def __enter__(self) -> Self:
+        self._scheduler.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._scheduler.shutdown(wait=True)
+
+
+def keep_going(
+    runner: Runner,
+    files: Sequence[Path],
+    load: Callable[[], Sequence[Mission]],
+    *,
+    tell: Callable[[Happening], None],
+    stop: Event,
+    poll: float = 2.0,
+) -> None:
+    """Run what `load` answers until `stop` is set, and again whenever one of `files` changes.
+
+    Files that cannot run are told once, and the missions before them go on.
+
+    Args:
+        runner: entered already.
+        files: files, folders and globs; looked at every `poll` seconds.
+        load: the missions of these files, or an error that says what is wrong.
+        tell: told of what is refused.
+        stop: ends this.
+        poll: seconds.
+
+    Raises:
+        AnomalyTimesError: there is nothing that can run at the beginning.
+    """
+    seen = _stamps(files)
+    runner.run(load())
+    while not stop.wait(poll):
+        stamps = _stamps(files)
+        if stamps == seen:
+            continue
+        seen = stamps
+        try:
+            runner.run(load())
+        except (MissionError, UsageError) as exc:
+            tell(Refused(exc))
+
+
+def _stamps(files: Sequence[Path]) -> dict[Path, tuple[int, int]] | None:
+    """Time and size of every mission file, and of the defaults beside them; `None` where a path is not there."""
+    try:
+        found = mission_files(files)
+    except UsageError:
+        return None
+    stamps = {}
+    for path in {*found, *(file.parent / DEFAULTS_FILE for file in found)}:
+        try:
+            stat = os.stat(path)  # noqa: PTH116 - as light as it gets, every few seconds
+        except OSError:
+            continue
+        stamps[path] = stat.st_mtime_ns, stat.st_size
+    return stamps
