@@ -1,0 +1,491 @@
+"""A Prefect server, as missions see it: every call to its API for reading and changing what is deployed.
+
+Nothing here writes to a deployment as a whole: that wipes schedules that other people added. Single schedules are
+posted, patched and deleted, always with their parameters, which a patch without them would empty.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+import time
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+import msgspec
+
+from anomaly_times.conventions import (
+    DETECTION_DEPLOYMENT,
+    FORECASTING_DEPLOYMENT,
+    Kind,
+    lock_name,
+    mission_of_variable,
+    variable_name,
+)
+from anomaly_times.deployed import DeployedMission, to_value
+from anomaly_times.durations import EPOCH
+from anomaly_times.errors import PrefectError, UsageError
+from anomaly_times.plan import KINDS, FirstRun, Found, PackSchedule, State, Timing
+from anomaly_times.settings import PrefectApi
+
+__all__ = ["DEPLOYMENTS", "BaseDeployment", "Lock", "PrefectServer", "connect"]
+
+T = TypeVar("T")
+
+DEPLOYMENTS: Mapping[Kind, str] = {"forecast": FORECASTING_DEPLOYMENT, "detect": DETECTION_DEPLOYMENT}
+
+_PAGE = 200
+"""The most that the server gives at once."""
+_AT_ONCE = 8
+"""Requests at a time: SQLite writes one at a time anyway, and answers "database is locked" under more."""
+_AWAY_FOR, _BUSY_FOR = 5.0, 30.0
+"""Seconds after which a server that does not answer, or that is busy, is given up."""
+_BUSY = frozenset({429, 502, 503, 504})
+_HELD_FOR = 60.0
+"""Seconds after which a lock that nobody renewed belongs to a process that is gone."""
+
+
+class RefusedError(PrefectError):
+    """The server understood and says no: `status` is its HTTP status."""
+
+    def __init__(self, message: str, *, hint: str = "", status: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class BaseDeployment:
+    """One of the two deployments that run missions, with all of its schedules as the server gives them."""
+
+    kind: Kind
+    id: str
+    paused: bool
+    schedules: Sequence[Mapping[str, Any]]
+
+
+def connect(settings: PrefectApi) -> PrefectServer:
+    """The server that the settings name, or else Prefect's own: its environment variables, then its active profile.
+
+    Raises:
+        UsageError: none is named.
+    """
+    url = settings.api_url or _prefect_setting("PREFECT_API_URL")
+    if not url:
+        raise UsageError(
+            "no Prefect server is set",
+            hint="set PREFECT_API_URL, or `prefect: {api_url: …}` in anomaly-times.yaml; `at up` starts one",
+        )
+    key = settings.api_key.get_secret_value() if settings.api_key else _prefect_setting("PREFECT_API_KEY")
+    login = settings.auth_string.get_secret_value() if settings.auth_string else ""
+    return PrefectServer(url, api_key=key, auth_string=login or _prefect_setting("PREFECT_API_AUTH_STRING"))
+
+
+def _prefect_setting(name: str) -> str:
+    """What Prefect itself would take; its settings module alone takes seconds to import."""
+    if value := os.environ.get(name):
+        return value
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    file = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml")).expanduser()
+    try:
+        profiles = tomllib.loads(file.read_text())
+    except OSError:
+        return ""
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise UsageError(f"{file} is no TOML", hint="`prefect config view` shows what Prefect reads") from exc
+    active = os.environ.get("PREFECT_PROFILE") or profiles.get("active", "")
+    return str(profiles.get("profiles", {}).get(active, {}).get(name, ""))
+
+
+class PrefectServer:
+    """The API of a Prefect server; safe to use from several threads.
+
+    Requests are tried again while the server is away for a moment, or busy (SQLite answers 503 "database is locked"
+    under light load). Every method raises `PrefectError`: away, refused credentials, or no Prefect at all.
+
+    Args:
+        url: of the API, e.g. `http://localhost:4200/api`.
+        api_key: for Prefect Cloud.
+        auth_string: `user:password`, for a server of one's own.
+        transport: in place of the network, for tests.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str = "",
+        auth_string: str = "",
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        login: tuple[str, str] | None = None
+        if auth_string:
+            user, _, password = auth_string.partition(":")
+            login = (user, password)
+        self._client = httpx.Client(
+            base_url=url.rstrip("/") + "/",
+            headers={"Authorization": f"Bearer {api_key}"} if api_key and not login else {},
+            auth=login,
+            timeout=httpx.Timeout(60, connect=5),
+            limits=httpx.Limits(max_connections=_AT_ONCE + 2),
+            transport=transport,
+        )
+        self.url = httpx.URL(url).copy_with(username=None, password=None, query=None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    def _ask(self, method: str, path: str, body: object = None) -> Any:
+        return self._answer(method, path, body)[0]
+
+    def _answer(self, method: str, path: str, body: object = None) -> tuple[Any, httpx.Response]:
+        """The decoded answer of a request, which is repeated while the server is away for a moment, or busy."""
+        content = None if body is None else msgspec.json.encode(body)
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        began, pause = time.monotonic(), 0.1
+        while True:
+            failed: Exception | None = None
+            try:
+                response = self._client.request(method, path, content=content, headers=headers)
+                patience = _BUSY_FOR if response.status_code in _BUSY else 0.0
+            except httpx.TransportError as exc:
+                failed, patience = exc, _AWAY_FOR
+            except (httpx.InvalidURL, httpx.DecodingError) as exc:
+                raise PrefectError(f"{self.url} cannot be asked: {exc}", hint="see PREFECT_API_URL") from exc
+            if time.monotonic() - began + pause > patience:
+                break
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, 3.0)
+        if failed is not None:
+            raise PrefectError(
+                f"the Prefect server {self.url} does not answer: {failed or type(failed).__name__}",
+                hint="is it running? `at up` starts one, PREFECT_API_URL says where it is",
+            ) from failed
+        return self._decoded(method, path, response), response
+
+    def _decoded(self, method: str, path: str, response: httpx.Response) -> Any:
+        status = response.status_code
+        if status in (401, 403):
+            raise PrefectError(
+                f"the Prefect server {self.url} refuses our credentials ({status})",
+                hint="set PREFECT_API_AUTH_STRING (user:password) or PREFECT_API_KEY, or `prefect:` in the settings",
+            )
+        if status == 204:
+            return None
+        try:
+            answer = msgspec.json.decode(response.content)
+        except msgspec.DecodeError as exc:
+            raise PrefectError(
+                f"{self.url} answers {status} and no JSON: that is no API of Prefect",
+                hint="its URL ends in /api, like http://localhost:4200/api",
+            ) from exc
+        if response.is_success:
+            return answer
+        words = answer.get("detail", answer.get("exception_detail", "")) if isinstance(answer, Mapping) else answer
+        raise RefusedError(f"Prefect answers {status} to {method} {path}: {str(words)[:300]}", status=status)
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def read_state(self, project: str) -> State:
+        """All missions by name, whosever they are, and the pack schedules of `project`."""
+        found = {}
+        for variable in self._variables():
+            if mission_of_variable(variable["name"]):
+                one = Found.of(variable["name"], variable["value"], variable["tags"])
+                found[one.name] = one
+        bases = self.base_deployments()
+        ours = f"at:{project}:"
+        schedules = [
+            _pack_schedule(base.kind, schedule)
+            for base in bases
+            for schedule in base.schedules
+            if str(schedule.get("slug") or "").startswith(ours)
+        ]
+        return State(
+            found,
+            schedules,
+            {base.kind: base.id for base in bases},
+            frozenset(base.kind for base in bases if base.paused),
+        )
+
+    def _variables(self) -> Iterator[Mapping[str, Any]]:
+        # By name, so that a Variable that lost its tags, or is somebody else's, is seen before it is in the way.
+        where = {"name": {"like_": "at_"}}
+        total = self._ask("POST", "variables/count", {"variables": where})
+        read = partial(self._page, where)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for page in pool.map(read, range(0, total + 1, _PAGE)):
+                yield from page
+
+    def _page(self, where: Mapping[str, Any], offset: int) -> list[dict[str, Any]]:
+        body = {"variables": where, "limit": _PAGE, "offset": offset, "sort": "NAME_ASC"}
+        return list(self._ask("POST", "variables/filter", body))
+
+    def read_mission(self, name: str) -> Found | None:
+        """What is deployed under the name of a mission."""
+        variable = self._variable(variable_name(name))
+        return Found.of(variable["name"], variable["value"], variable["tags"]) if variable else None
+
+    def _variable(self, name: str) -> dict[str, Any] | None:
+        try:
+            return dict(self._ask("GET", f"variables/name/{name}"))
+        except RefusedError as exc:
+            if exc.status == 404:
+                return None
+            raise
+
+    def base_deployments(self) -> list[BaseDeployment]:
+        """The base deployments that exist, with every schedule on them."""
+        bases = []
+        for kind in KINDS:
+            try:
+                answer = self._ask("GET", f"deployments/name/{DEPLOYMENTS[kind]}")
+            except RefusedError as exc:
+                if exc.status != 404:
+                    raise
+            else:
+                bases.append(BaseDeployment(kind, answer["id"], bool(answer["paused"]), answer["schedules"]))
+        return bases
+
+    # -- changing ----------------------------------------------------------------------------------------------
+
+    def create_mission(self, deployed: DeployedMission) -> None:
+        """Make the Variable of a mission that has none; one that is there already with this content is fine."""
+        name = variable_name(deployed.mission.name)
+        value = to_value(deployed)
+        try:
+            self._ask("POST", "variables/", {"name": name, "value": value, "tags": deployed.tags})
+        except RefusedError as exc:
+            # An attempt whose answer was lost on the way may have made it.
+            there = self._variable(name) if exc.status == 409 else None
+            if there is None or there["value"] != value or sorted(there["tags"]) != sorted(deployed.tags):
+                raise
+
+    def update_mission(self, deployed: DeployedMission) -> None:
+        """Write the Variable of a mission that has one."""
+        name = variable_name(deployed.mission.name)
+        self._ask("PATCH", f"variables/name/{name}", {"value": to_value(deployed), "tags": deployed.tags})
+
+    def delete_mission(self, name: str) -> None:
+        """Remove the Variable of a mission; one that is gone is fine."""
+        self._gone(f"variables/name/{variable_name(name)}")
+
+    def create_schedule(self, deployment: str, schedule: PackSchedule) -> None:
+        """Add a pack schedule; one that is there already under its slug is made like it."""
+        path = f"deployments/{deployment}/schedules"
+        try:
+            self._ask("POST", path, [_schedule_body(schedule)])
+        except RefusedError as exc:
+            # SQLite's unique index shows as 500 or 409.
+            there = [s for s in self._ask("GET", path) if s["slug"] == schedule.slug] if exc.status >= 409 else []
+            if not there:
+                raise
+            self._ask("PATCH", f"{path}/{there[0]['id']}", _schedule_body(schedule))
+
+    def patch_schedule(self, deployment: str, schedule: PackSchedule) -> None:
+        """Make the schedule with the id of `schedule` like it."""
+        self._ask("PATCH", f"deployments/{deployment}/schedules/{schedule.id}", _schedule_body(schedule))
+
+    def delete_schedule(self, deployment: str, schedule: str) -> None:
+        """Remove a schedule by its id; one that is gone is fine."""
+        self._gone(f"deployments/{deployment}/schedules/{schedule}")
+
+    def _gone(self, path: str) -> None:
+        try:
+            self._ask("DELETE", path)
+        except RefusedError as exc:
+            if exc.status != 404:
+                raise
+
+    def start_run(self, deployment: str, run: FirstRun, *, tags: Sequence[str]) -> bool:
+        """Start a run besides the schedules; `False` where one with the same key had been started before."""
+        body = {
+            "parameters": run.parameters,
+            "idempotency_key": run.key,
+            "tags": list(tags),
+            "state": {"type": "SCHEDULED", "state_details": {"scheduled_time": run.at.isoformat()}},
+        }
+        _, response = self._answer("POST", f"deployments/{deployment}/create_flow_run", body)
+        return response.status_code == 201
+
+    def for_each(
+        self,
+        function: Callable[[T], object],
+        items: Iterable[T],
+        *,
+        on_done: Callable[[T], None] = lambda _: None,
+    ) -> None:
+        """`function(item)` for each item, several at once; `on_done` is told each, in this thread.
+
+        The first error is raised when what had begun has ended; what had not is not begun.
+        """
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            waiting = {pool.submit(function, item): item for item in items}
+            try:
+                for future in as_completed(waiting):
+                    future.result()
+                    on_done(waiting[future])
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    # -- locking -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def lock(self, project: str, *, patience: timedelta = timedelta(minutes=5)) -> Iterator[Lock]:
+        """Keep everybody else from changing what is deployed of `project` while the body runs.
+
+        A Variable that only one can create; its holder renews it, and one that was not renewed for a minute is taken
+        over.
+
+        Raises:
+            PrefectError: somebody else held it all the time.
+        """
+        lock = self._take(lock_name(project), project, patience.total_seconds())
+        lock.start()
+        try:
+            yield lock
+        finally:
+            lock.release()
+
+    def _take(self, name: str, project: str, patience: float) -> Lock:
+        until = time.monotonic() + patience
+        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        while True:
+            value = {"owner": owner, "taken": _now()}
+            try:
+                made = self._ask("POST", "variables/", {"name": name, "value": value})
+            except RefusedError as exc:
+                if exc.status != 409:
+                    raise
+            else:
+                return Lock(self, made["id"], value)
+            try:
+                there, response = self._answer("GET", f"variables/name/{name}")
+            except RefusedError as exc:
+                if exc.status != 404:
+                    raise
+                continue
+            if _age(there, response) > _HELD_FOR:
+                # By its id: of two that find it old, one removes it, and neither removes the other's.
+                self._gone(f"variables/{there['id']}")
+                continue
+            if time.monotonic() > until:
+                held = there["value"].get("owner") if isinstance(there["value"], Mapping) else ""
+                raise PrefectError(
+                    f"project {project} is being changed by {held or 'somebody else'}",
+                    hint=f"wait until that has ended; if it crashed, the lock {name} is free within a minute",
+                )
+            time.sleep(min(1.0, max(0.05, until - time.monotonic())))
+
+
+class Lock:
+    """A lock that is held, and renewed by a thread of its own until it is released."""
+
+    def __init__(self, server: PrefectServer, id: str, value: Mapping[str, Any]) -> None:  # noqa: A002 - as Prefect says
+        self._server = server
+        self._path = f"variables/{id}"
+        self._value = value
+        self._over = threading.Event()
+        self._lost = False
+        self._thread = threading.Thread(target=self._renew, name="lock", daemon=True)
+
+    def start(self) -> None:
+        """Begin to renew it."""
+        self._thread.start()
+
+    def check(self) -> None:
+        """Nothing, while it is held.
+
+        Raises:
+            PrefectError: it was taken over, because we could not renew it for a minute.
+        """
+        if self._lost:
+            raise PrefectError(
+                "somebody else took over, because nothing was heard of us for a minute", hint="run again"
+            )
+
+    def release(self) -> None:
+        """Let others have it; a server that is away by now will give it to them in a minute."""
+        self._over.set()
+        self._thread.join()
+        try:
+            self._server._gone(self._path)
+        except PrefectError:
+            return
+
+    def _renew(self) -> None:
+        while not self._over.wait(_HELD_FOR / 4):
+            try:
+                self._server._ask("PATCH", self._path, {"value": {**self._value, "renewed": _now()}})
+            except RefusedError as exc:
+                self._lost = exc.status == 404
+            except PrefectError:
+                continue  # away: whoever changes something meanwhile will hear of it
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _age(variable: Mapping[str, Any], response: httpx.Response) -> float:
+    """Seconds since a Variable was written, by the server's own clock."""
+    try:
+        now = parsedate_to_datetime(response.headers["date"])
+    except (KeyError, ValueError):
+        now = datetime.now(UTC)
+    return (now - datetime.fromisoformat(variable["updated"])).total_seconds()
+
+
+def _pack_schedule(kind: Kind, schedule: Mapping[str, Any]) -> PackSchedule:
+    return PackSchedule(
+        schedule["slug"],
+        kind,
+        read_timing(schedule["schedule"]),
+        bool(schedule["active"]),
+        schedule["parameters"] or {},
+        schedule["id"],
+    )
+
+
+def read_timing(schedule: Mapping[str, Any]) -> Timing | None:
+    """When a schedule runs, as the server says it; `None` for a kind that we do not make."""
+    zone = schedule.get("timezone") or "UTC"
+    if "interval" in schedule:
+        anchor = datetime.fromisoformat(schedule["anchor_date"])
+        return Timing(timedelta(seconds=schedule["interval"]), anchor - EPOCH, timezone=zone)
+    if "cron" in schedule:
+        return Timing(cron=schedule["cron"], timezone=zone)
+    return None
+
+
+def _schedule_body(schedule: PackSchedule) -> dict[str, Any]:
+    timing = schedule.timing or Timing()
+    when: dict[str, Any]
+    if timing.every is None:
+        when = {"cron": timing.cron, "timezone": timing.timezone}
+    else:
+        anchor = (EPOCH + timing.phase).isoformat()
+        when = {"interval": timing.every.total_seconds(), "anchor_date": anchor, "timezone": "UTC"}
+    return {
+        "schedule": when,
+        "active": schedule.active,
+        "parameters": dict(schedule.parameters),
+        "slug": schedule.slug,
+    }
