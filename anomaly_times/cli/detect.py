@@ -46,7 +46,7 @@ def detect(
     top: opt.Top = 20,
     jobs: opt.Jobs = None,
 ) -> None:
-    """Score the newest points of missions, or of one query; show and store it.
+    """Score the newest points of missions, or of one query; store it.
 
     Points are held against the stored forecast. Where there is none for a query, one is made for the occasion, from
     what was known before the scored points; options of time and model serve that forecast alone. Without FILES and

@@ -7,7 +7,6 @@ one when it comes; it never overlaps itself.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -42,6 +41,7 @@ from anomaly_times.passes import (
     write_forecasts,
     write_scores,
 )
+from anomaly_times.plan import KINDS, timing_of
 from anomaly_times.stores import Store, Written
 
 __all__ = [
@@ -126,20 +126,12 @@ class Pack:
     cadence: str
     missions: tuple[Mission, ...]
 
-    @property
-    def _pace(self) -> tuple[timedelta, str | None, str]:
-        first = self.missions[0]
-        part = first.forecast if self.kind == "forecast" else first.detect
-        return part.every, part.cron, first.timezone
-
     def trigger(self) -> BaseTrigger:
         """When its passes run."""
-        every, cron, timezone = self._pace
-        if cron is not None:
-            return _CronTrigger(cron, timezone)
-        seconds = every // timedelta(seconds=1)
-        phase = int(hashlib.sha256(self.slug.encode()).hexdigest()[:8], 16) % seconds if seconds else 0
-        return IntervalTrigger(seconds=every.total_seconds(), start_date=EPOCH + timedelta(seconds=phase), timezone=UTC)
+        timing = timing_of(self.missions[0], self.kind, self.slug)
+        if timing.every is None:
+            return _CronTrigger(timing.cron, timing.timezone)
+        return IntervalTrigger(seconds=timing.every.total_seconds(), start_date=EPOCH + timing.phase, timezone=UTC)
 
 
 class _CronTrigger(BaseTrigger):  # type: ignore[misc]  # apscheduler has no types
@@ -157,12 +149,11 @@ def packs_of(missions: Iterable[Mission], *, project: str) -> dict[str, Pack]:
     """The forecast and detection packs of missions, by slug; each mission is in one of each kind."""
     groups: dict[tuple[str, Kind, str], list[Mission]] = {}
     for mission in missions:
-        for kind, part in (("forecast", mission.forecast), ("detect", mission.detect)):
+        for kind in KINDS:
+            part = mission.forecast if kind == "forecast" else mission.detect
             cadence = f"{part.cron} {mission.timezone}" if part.cron else format_duration(part.every)
-            place = f"m-{mission.name}" if mission.isolated else "00"
-            shown: Kind = "forecast" if kind == "forecast" else "detect"
-            slug = pack_slug(project, shown, cadence, place)
-            groups.setdefault((slug, shown, cadence), []).append(mission)
+            slug = pack_slug(project, kind, cadence, f"m-{mission.name}" if mission.isolated else "00")
+            groups.setdefault((slug, kind, cadence), []).append(mission)
     return {slug: Pack(slug, kind, cadence, tuple(group)) for (slug, kind, cadence), group in groups.items()}
 
 
@@ -287,9 +278,11 @@ class Runner:
 
     def _until_stopped(self, pool: Executor) -> Mapper:
         def mapper(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
-            for future in [pool.submit(function, item) for item in items]:
-                if not (self._stopping.is_set() and future.cancel()):
-                    yield future.result()
+            def unless_stopped(item: T) -> list[R]:
+                return [] if self._stopping.is_set() else [function(item)]
+
+            for found in pool.map(unless_stopped, items):
+                yield from found
 
         return mapper
 
@@ -322,7 +315,8 @@ def keep_going(
 ) -> None:
     """Run what `load` answers until `stop` is set, and again whenever one of `files` changes.
 
-    Files that cannot run are told once, and the missions before them go on.
+    A change is taken up once the files have rested for `poll` seconds. Files that cannot run are told once, and the
+    missions before them go on.
 
     Args:
         runner: entered already.
@@ -335,13 +329,14 @@ def keep_going(
     Raises:
         AnomalyTimesError: there is nothing that can run at the beginning.
     """
-    seen = _stamps(files)
+    seen = last = _stamps(files)
     runner.run(load())
     while not stop.wait(poll):
-        stamps = _stamps(files)
-        if stamps == seen:
+        before, last = last, _stamps(files)
+        # Two equal looks, for a file may be half written at the first.
+        if last == seen or last != before:
             continue
-        seen = stamps
+        seen = last
         try:
             runner.run(load())
         except (MissionError, UsageError) as exc:

@@ -1,0 +1,281 @@
+"""Missions kept going without Prefect: slots, passes, reloads, a clean end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anomaly_times.durations import EPOCH
+from anomaly_times.errors import AnomalyTimesError, MissionError, StoreUnavailableError
+from anomaly_times.mission import Mission
+from anomaly_times.panel import Grid
+from anomaly_times.scheduling.local import (
+    Happening,
+    Missed,
+    PassDone,
+    Refused,
+    Reloaded,
+    Runner,
+    keep_going,
+    packs_of,
+    run_pass,
+)
+from anomaly_times.testing import MemoryStore
+from tests.cli.conftest import AT, QUERY, STEP, requests
+
+NOW = AT + timedelta(seconds=30)
+
+
+def mission(name: str, **fields: Any) -> Mission:
+    spec = {"name": name, "promql": QUERY, "step": "10m", "forecast": {"model": "seasonal_naive"}, **fields}
+    return Mission.model_validate(spec)
+
+
+def fast(name: str, **fields: Any) -> Mission:
+    return mission(name, detect={"every": "200ms"}, **fields)
+
+
+class Tape:
+    """What a runner told, and a way to wait for it."""
+
+    def __init__(self) -> None:
+        self.heard: list[Happening] = []
+        self._news = threading.Condition()
+
+    def __call__(self, happening: Happening) -> None:
+        with self._news:
+            self.heard.append(happening)
+            self._news.notify_all()
+
+    def wait(self, what: Callable[[list[Happening]], bool], seconds: float = 20) -> None:
+        with self._news:
+            assert self._news.wait_for(lambda: what(self.heard), seconds), self.heard
+
+    def passes(self, kind: str) -> list[PassDone]:
+        return [heard for heard in self.heard if isinstance(heard, PassDone) and heard.kind == kind]
+
+
+def runner(store: MemoryStore, tape: Tape, **options: Any) -> Runner:
+    return Runner(lambda missions: {m.source: store for m in missions}, tape, clock=lambda: NOW, **options)
+
+
+def test_missions_of_one_cadence_share_a_pack_and_an_isolated_one_has_its_own() -> None:
+    missions = [mission("a"), mission("b"), mission("c", isolated=True), mission("d", detect={"every": "5m"})]
+    packs = packs_of(missions, project="shop")
+    members = {slug: [m.name for m in pack.missions] for slug, pack in packs.items()}
+    assert members == {
+        "at:shop:forecast:1h:00": ["a", "b", "d"],
+        "at:shop:forecast:1h:m-c": ["c"],
+        "at:shop:detect:1m:00": ["a", "b"],
+        "at:shop:detect:1m:m-c": ["c"],
+        "at:shop:detect:5m:00": ["d"],
+    }
+
+
+def test_slots_are_anchored_at_the_epoch_and_packs_are_spread() -> None:
+    names = [f"m{i}" for i in range(20)]
+    packs = packs_of([mission(name, isolated=True) for name in names], project="shop")
+    phases = set()
+    for slug, pack in packs.items():
+        if pack.kind == "forecast":
+            first = pack.trigger().get_next_fire_time(None, NOW)
+            assert NOW < first <= NOW + timedelta(hours=1)
+            phases.add((first - EPOCH) % timedelta(hours=1))
+            again = packs_of([mission(name, isolated=True) for name in names], project="shop")[slug]
+            later = NOW + timedelta(days=9, minutes=13)
+            assert (again.trigger().get_next_fire_time(None, later) - first) % timedelta(hours=1) == timedelta(0)
+    assert len(phases) > 15
+
+
+@pytest.mark.parametrize(
+    ("cron", "zone", "expected"),
+    [
+        ("30 6 * * 1", "UTC", ["2026-03-02T06:30:00+00:00", "2026-03-09T06:30:00+00:00"]),  # 1 is Monday
+        ("0 3 * * sun", "Europe/Berlin", ["2026-03-08T03:00:00+01:00", "2026-03-15T03:00:00+01:00"]),
+        ("0 8 28,29,30 3 *", "Europe/Berlin", ["2026-03-28T08:00:00+01:00", "2026-03-29T08:00:00+02:00"]),
+    ],
+)
+def test_a_cron_line_is_literal_in_the_missions_zone(cron: str, zone: str, expected: list[str]) -> None:
+    pack = packs_of([mission("a", timezone=zone, forecast={"cron": cron})], project="p")
+    trigger = next(pack for pack in pack.values() if pack.kind == "forecast").trigger()
+    found, previous = [], None
+    for _ in expected:
+        previous = trigger.get_next_fire_time(previous, NOW)
+        found.append(previous.isoformat())
+    assert found == expected
+
+
+def test_a_pass_stores_each_forecast_as_it_comes() -> None:
+    store = MemoryStore({QUERY: requests()})
+    seen: list[int] = []
+
+    def done(result: object) -> None:
+        grid = Grid.ending(AT + timedelta(hours=2), STEP, 12)
+        seen.append(len(store.read_forecasts([mission("a"), mission("b")], grid)))
+
+    results, written = run_pass("forecast", [mission("a"), mission("b")], {"": store}, now=NOW, on_done=done)
+    assert seen == [1, 2]
+    assert written is not None
+    assert [result.error for result in results] == [None, None]
+    assert written.samples == 2 * 3 * 3 * 12
+
+
+def test_new_missions_are_forecast_at_once_and_scored_at_their_slots() -> None:
+    store, tape = MemoryStore({QUERY: requests()}), Tape()
+    before = NOW - timedelta(hours=1)
+    run_pass("forecast", [fast("a"), fast("b")], {"": store}, now=before)
+    with runner(store, tape, jobs=2) as running:
+        running.run([fast("a"), fast("b")])
+        tape.wait(lambda _: bool(tape.passes("forecast")) and len(tape.passes("detect")) >= 2)
+    first = tape.passes("forecast")[0]
+    assert (first.first, first.now) == (True, NOW)
+    assert [result.mission.name for result in first.results] == ["a", "b"]
+    assert tape.heard[0] == Reloaded(2, ("a", "b"), (), ())
+    scored, again = tape.passes("detect")[:2]
+    assert scored.written.samples == 34
+    assert again.written.samples == 0  # the store remembers what is scored
+    assert scored.cadence == "200ms"
+
+
+def test_a_changed_mission_is_forecast_again_and_one_that_is_gone_runs_no_more() -> None:
+    store, tape = MemoryStore({QUERY: requests(), "other": requests()}), Tape()
+    with runner(store, tape) as running:
+        running.run([fast("stays"), fast("changes"), mission("goes", detect={"every": "300ms"})])
+        tape.wait(lambda _: len(tape.passes("forecast")) == 1)
+        running.run([fast("stays"), fast("changes", promql="other"), fast("comes")])
+        tape.wait(lambda _: len(tape.passes("forecast")) == 2)
+        heard = len(tape.passes("detect"))
+        tape.wait(lambda _: len(tape.passes("detect")) >= heard + 3)
+    assert [heard for heard in tape.heard if isinstance(heard, Reloaded)][1] == Reloaded(
+        3, ("comes",), ("changes",), ("goes",)
+    )
+    assert [result.mission.name for result in tape.passes("forecast")[1].results] == ["comes", "changes"]
+    last = tape.passes("detect")[-1]
+    assert {result.mission.name: result.mission.promql for result in last.results} == {
+        "stays": QUERY,
+        "changes": "other",
+        "comes": QUERY,
+    }
+    assert all(done.cadence == "200ms" for done in tape.passes("detect")[heard + 1 :])
+
+
+def test_a_store_that_is_away_fails_passes_and_stops_nothing() -> None:
+    store, tape = MemoryStore({QUERY: StoreUnavailableError("away")}), Tape()
+    with runner(store, tape) as running:
+        running.run([fast("a")])
+        tape.wait(lambda _: len(tape.passes("detect")) >= 2)
+        store.series[QUERY] = requests()
+        tape.wait(lambda _: bool(tape.passes("detect")) and tape.passes("detect")[-1].results[0].error is None)
+    assert str(tape.passes("detect")[0].results[0].error) == "away"
+
+
+class SlowStore(MemoryStore):
+    """Reads take their time; counts those that began and those that ended."""
+
+    began = 0
+    stored = 0
+
+    def read(self, promql: str, grid: Grid, *, max_series: int = 10_000) -> Any:
+        self.began += 1
+        time.sleep(0.3)
+        return super().read(promql, grid, max_series=max_series)
+
+    def write_forecasts(self, forecasts: Any) -> Any:
+        self.stored += len(forecasts)
+        return super().write_forecasts(forecasts)
+
+
+def test_an_end_finishes_what_is_in_work_and_begins_nothing() -> None:
+    store, tape = SlowStore({QUERY: requests()}), Tape()
+    missions = [mission(f"m{i}") for i in range(20)]
+    with runner(store, tape, jobs=2) as running:
+        running.run(missions)
+        while store.began < 3:
+            time.sleep(0.01)
+    assert 3 <= store.began <= 6
+    assert store.stored == store.began
+    assert len(tape.passes("forecast")[0].results) == store.began
+    left = [thread.name for thread in threading.enumerate() if thread.name.startswith(("forecast", "detect"))]
+    assert left == []
+
+
+def test_a_pass_that_lasts_too_long_never_overlaps_itself() -> None:
+    class Counting(SlowStore):
+        inside = most = 0
+
+        def read(self, promql: str, grid: Grid, *, max_series: int = 10_000) -> Any:
+            if grid.n < 100:  # a detection's
+                self.inside += 1
+                self.most = max(self.most, self.inside)
+                time.sleep(0.5)
+                self.inside -= 1
+            return MemoryStore.read(self, promql, grid, max_series=max_series)
+
+    store, tape = Counting({QUERY: requests()}), Tape()
+    with runner(store, tape) as running:
+        running.run([fast("slow")])
+        tape.wait(lambda _: len(tape.passes("detect")) >= 2)
+    assert store.most == 1
+    assert Missed("at:default:detect:200ms:00", "the pass before is still running") in tape.heard
+
+
+def test_files_are_read_again_when_they_change_and_a_broken_edit_changes_nothing(tmp_path: Path) -> None:
+    store, tape, stop = MemoryStore({QUERY: requests()}), Tape(), threading.Event()
+    file = tmp_path / "missions.yaml"
+    file.write_text("a")
+
+    def load() -> Sequence[Mission]:
+        text = file.read_text()
+        if text == "broken":
+            raise MissionError("missions.yaml:1: broken")
+        return [mission(name) for name in text.split()]
+
+    def save(text: str) -> None:
+        (tmp_path / "new").write_text(text)
+        (tmp_path / "new").replace(file)
+
+    def told(kind: type[object]) -> list[object]:
+        return [heard for heard in tape.heard if isinstance(heard, kind)]
+
+    with runner(store, tape) as running:
+        loop = threading.Thread(
+            target=keep_going, args=(running, [tmp_path], load), kwargs={"tell": tape, "stop": stop, "poll": 0.02}
+        )
+        loop.start()
+        tape.wait(lambda _: len(told(Reloaded)) == 1)
+        save("broken")
+        tape.wait(lambda _: len(told(Refused)) == 1)
+        time.sleep(0.1)
+        assert len(told(Refused)) == 1  # once, not at every look
+        save("a b")
+        tape.wait(lambda _: len(told(Reloaded)) == 2)
+        (tmp_path / "defaults.yaml").write_text("step: 5m\n")
+        tape.wait(lambda _: len(told(Reloaded)) == 3)
+        stop.set()
+        loop.join(10)
+    assert not loop.is_alive()
+    assert told(Reloaded)[1] == Reloaded(2, ("b",), (), ())
+    assert told(Reloaded)[2] == Reloaded(2, (), (), ())
+
+
+def test_files_that_cannot_run_at_the_beginning_are_an_error(tmp_path: Path) -> None:
+    def load() -> Sequence[Mission]:
+        raise MissionError("broken")
+
+    with runner(MemoryStore(), Tape()) as running, pytest.raises(AnomalyTimesError, match="broken"):
+        keep_going(running, [tmp_path], load, tell=Tape(), stop=threading.Event())
+
+
+def test_the_clock_of_a_runner_is_utc() -> None:
+    tape = Tape()
+    store = MemoryStore({QUERY: requests()})
+    with Runner(lambda _: {"": store}, tape) as running:
+        running.run([mission("a")])
+        tape.wait(lambda _: bool(tape.passes("forecast")))
+    assert abs(tape.passes("forecast")[0].now - datetime.now(UTC)) < timedelta(minutes=1)
