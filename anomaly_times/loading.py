@@ -8,6 +8,7 @@ file, line and field; a mission with a problem is left out.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from anomaly_times.errors import UsageError
@@ -90,6 +92,15 @@ def mission_files(paths: Sequence[str | Path]) -> list[Path]:
         UsageError: a path that is not there, or a glob that matches nothing.
     """
     return list(_files(paths))
+
+
+def dump_mission(mission: Mission) -> str:
+    """The YAML from which `mission` is loaded again: one document, fields that differ from their defaults."""
+    data = json.loads(mission.model_dump_json(exclude_defaults=True))
+    if "valid_range" in data.get("detect", {}):
+        # JSON has no infinity; YAML does.
+        data["detect"]["valid_range"] = [float(bound) for bound in data["detect"]["valid_range"]]
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _files(paths: Sequence[str | Path]) -> Iterator[Path]:
