@@ -28,6 +28,7 @@ __all__ = [
     "UPPER",
     "Kind",
     "lead_ms",
+    "lease_name",
     "lock_name",
     "mission_of_variable",
     "name_for_query",
@@ -135,6 +136,11 @@ def mission_of_variable(name: str) -> str:
 def lock_name(project: str) -> str:
     """The Variable that says who is changing what is deployed of a project; no mission can be called so."""
     return "at__lock_" + project.replace("-", "_")
+
+
+def lease_name(slug: str) -> str:
+    """The Variable by which the runs of a pack take turns; no mission can be called so."""
+    return "at__lease_" + hashlib.sha256(slug.encode()).hexdigest()[:16]
 
 
 def pack_slug(project: str, kind: Kind, cadence: str, place: str) -> str:

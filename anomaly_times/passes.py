@@ -178,6 +178,7 @@ def detect_pass(
     window: timedelta | None = None,
     mapper: Mapper = map,
     forecasts: Mapping[str, Forecast] | None = None,
+    since: Mapping[str, datetime] | None = None,
     on_done: Callable[[DetectResult], None] | None = None,
 ) -> list[DetectResult]:
     """Score what each mission has not scored yet, up to the last complete time before `now`; nothing is written.
@@ -192,6 +193,7 @@ def detect_pass(
         window: score everything in this window before `now` instead, scored already or not.
         mapper: runs the missions.
         forecasts: by mission name, used in place of the stored ones (their labels are those of the source).
+        since: by mission name; stored forecasts with an older cutoff were made for another query, and do not count.
         on_done: told each result as it comes.
     """
     batches: dict[tuple[object, ...], list[Mission]] = defaultdict(list)
@@ -213,7 +215,9 @@ def detect_pass(
         for batch in batches.values():
             try:
                 store = _store(stores, batch[0])
-                work += _prepare(batch, store, pool, now=now, window=window, forecasts=forecasts or {})
+                work += _prepare(
+                    batch, store, pool, now=now, window=window, forecasts=forecasts or {}, since=since or {}
+                )
             except Exception as exc:  # noqa: BLE001 - the border between batches: none may stop its neighbours
                 work += [_Work(mission, error=_as_error(exc, mission)) for mission in batch]
         order = {mission.name: position for position, mission in enumerate(missions)}
@@ -241,6 +245,7 @@ def _prepare(
     now: datetime,
     window: timedelta | None,
     forecasts: Mapping[str, Forecast],
+    since: Mapping[str, datetime],
 ) -> list[_Work]:
     """The grids of a batch; its forecasts are asked for in one query, in `pool`."""
     first = batch[0]
@@ -254,7 +259,7 @@ def _prepare(
     if wanted:
         start = min(grids[mission.name].start for mission in wanted)
         grid = Grid.covering(start, first.last_time(now), first.step)
-        stored = pool.submit(store.read_forecasts, wanted, grid)
+        stored = pool.submit(store.read_forecasts, wanted, grid, since=since)
 
     def forecast_of(mission: Mission) -> Forecast | None:
         given = forecasts.get(mission.name)

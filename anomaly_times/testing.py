@@ -13,6 +13,7 @@ from typing import Self
 
 import numpy as np
 
+from anomaly_times.durations import EPOCH
 from anomaly_times.errors import AnomalyTimesError, NoSeriesError, QueryError
 from anomaly_times.mission import Mission
 from anomaly_times.models import Forecaster
@@ -62,17 +63,21 @@ class MemoryStore:
             raise NoSeriesError(f"{promql} matches nothing in {self.name}")
         return Panel(kept.labels, grid, y).rows(alive)
 
-    def read_forecasts(self, missions: Sequence[Mission], grid: Grid) -> Mapping[str, Forecast]:
+    def read_forecasts(
+        self, missions: Sequence[Mission], grid: Grid, *, since: Mapping[str, datetime] | None = None
+    ) -> Mapping[str, Forecast]:
         """The freshest forecast at every time of `grid`; see `Store.read_forecasts`."""
         found = {}
         with self._lock:
             for mission in missions:
                 rows = {}
+                oldest = (since or {}).get(mission.name, EPOCH)
                 for labels, by_cutoff in sorted(self._forecasts.get(mission.name, {}).items()):
                     freshest = np.full((3, grid.n), np.nan)
-                    for _, (written_grid, written) in sorted(by_cutoff.items(), key=lambda item: item[0]):
-                        newer = _resample(written_grid, written, grid)
-                        freshest = np.where(np.isnan(newer), freshest, newer)
+                    for cutoff, (written_grid, written) in sorted(by_cutoff.items(), key=lambda item: item[0]):
+                        if cutoff >= oldest:
+                            newer = _resample(written_grid, written, grid)
+                            freshest = np.where(np.isnan(newer), freshest, newer)
                     if np.isfinite(freshest).any():
                         rows[labels] = freshest
                 if rows:

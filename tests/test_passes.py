@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -277,6 +277,24 @@ def test_a_band_past_the_valid_range_is_a_warning_on_the_side_that_is_watched() 
     assert quiet.warnings == ()
 
 
+def test_forecasts_of_what_the_mission_was_before_are_not_scored_against() -> None:
+    store = MemoryStore({"load": series()})
+    changed, steady = mission("changed"), mission("steady")
+    forecast_and_write([changed, steady], store, NOW - HOURS)
+    later = datetime(2026, 3, 15, 11, 30, tzinfo=UTC)
+    before, other = detect_pass([changed, steady], {"": store}, now=NOW, since={"changed": later})
+    assert before.scores is not None
+    assert np.isnan(before.scores.score).all()
+    assert other.scores is not None
+    assert np.isfinite(other.scores.score).any()
+    forecast_and_write([changed], store, later + timedelta(seconds=30))
+    (after,) = detect_pass([changed], {"": store}, now=NOW, since={"changed": later})
+    assert after.scores is not None
+    assert after.scores.grid.end == datetime(2026, 3, 15, 12, tzinfo=UTC)
+    known = np.isfinite(after.scores.score).all(axis=0)
+    np.testing.assert_array_equal(known, after.scores.grid.epoch_ms() > later.timestamp() * 1000)
+
+
 class Counting(MemoryStore):
     """Counts what it is asked, and refuses to write when told to."""
 
@@ -289,9 +307,11 @@ class Counting(MemoryStore):
         self.asked.append("read")
         return super().read(promql, grid, max_series=max_series)
 
-    def read_forecasts(self, missions: Sequence[Mission], grid: Grid) -> dict[str, Forecast]:
+    def read_forecasts(
+        self, missions: Sequence[Mission], grid: Grid, *, since: Mapping[str, datetime] | None = None
+    ) -> dict[str, Forecast]:
         self.asked.append("forecasts")
-        return dict(super().read_forecasts(missions, grid))
+        return dict(super().read_forecasts(missions, grid, since=since))
 
     def read_scores(self, missions: Sequence[Mission], grid: Grid) -> dict[str, Panel]:
         self.asked.append("scores")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -59,10 +60,13 @@ class Store(Protocol):
         """
         ...
 
-    def read_forecasts(self, missions: Sequence[Mission], grid: Grid) -> Mapping[str, Forecast]:
+    def read_forecasts(
+        self, missions: Sequence[Mission], grid: Grid, *, since: Mapping[str, datetime] | None = None
+    ) -> Mapping[str, Forecast]:
         """For each mission (by name) the freshest stored forecast at every time of `grid`; NaN where there is none.
 
-        The missions share the step of the grid. A mission without any forecast there is not in the answer.
+        The missions share the step of the grid. A mission without any forecast there is not in the answer. `since`
+        says by mission from which cutoff on forecasts count: those before were made for another query.
 
         Raises:
             StoreError: as for `read`.

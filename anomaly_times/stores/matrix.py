@@ -86,33 +86,41 @@ def parse_matrix(body: bytes, grid: Grid, *, where: str) -> tuple[list[Labels], 
         QueryError: the answer holds native histograms.
         StoreDataError: no such JSON, broken off, partial, an error, no matrix, or samples off the grid.
     """
-    return _parse(body, grid, _place, where)
+    labels, (y,) = _parse(body, grid, [_place], where)
+    return labels, y
 
 
-def parse_newest(body: bytes, grid: Grid, *, where: str) -> tuple[list[Labels], Floats]:
+def parse_newest(body: bytes, grid: Grid, *, where: str) -> tuple[list[Labels], Floats, Floats]:
     """The newest raw sample of each step: what a range selector over the whole of `grid` answers, on the grid.
 
-    A sample belongs to the grid time that it lies at, or less than a step before. Arguments, answer and errors are
-    those of `parse_matrix`.
+    A sample belongs to the grid time that it lies at, or less than a step before. Arguments and errors are those of
+    `parse_matrix`.
+
+    Returns:
+        One label set a row, in the order of the body; float64[S, T] of values; and how many milliseconds before the
+        grid time each of them lies, float64[S, T], NaN where there is none.
     """
-    return _parse(body, grid, _place_newest, where)
+    labels, (y, lead) = _parse(body, grid, [_place_newest, _place_lead], where)
+    return labels, y, lead
 
 
-def _parse(body: bytes, grid: Grid, place: _Placing, where: str) -> tuple[list[Labels], Floats]:
+def _parse(body: bytes, grid: Grid, placings: Sequence[_Placing], where: str) -> tuple[list[Labels], list[Floats]]:
+    """The series of an answer, and a matrix by each way of placing their samples."""
     cut = _cut(body)
     if cut is not None:
         frame, metrics, cells = cut
         labels = _decode_all(metrics)
-        y = None if labels is None else _numbers_of(cells, grid, place, where)
-        if labels is not None and y is not None:
+        placed = None if labels is None else _numbers_of(cells, grid, placings, where)
+        if labels is not None and placed is not None:
             _result(frame, "matrix", where)
-            return labels, y
+            return labels, placed
     rows = _decode_rows(_result(body, "matrix", where), where)
     counts = np.array([len(row.values) for row in rows], dtype=np.int64)
     samples = [sample for row in rows for sample in row.values]
     times = np.rint(np.array([at for at, _ in samples], dtype=np.float64) * 1000).astype(np.int64)
     values = np.array([_float(text, where) for _, text in samples], dtype=np.float64)
-    return [Labels.of(row.metric) for row in rows], place(counts, times, values, grid, where)
+    placed = [place(counts, times, values, grid, where) for place in placings]
+    return [Labels.of(row.metric) for row in rows], placed
 
 
 def parse_samples(body: bytes, *, where: str) -> list[tuple[Labels, list[tuple[int, float]]]]:
@@ -186,18 +194,19 @@ def _cut(body: bytes) -> tuple[bytes, list[bytes], list[bytes]] | None:
     return (head[:start] + tail, metrics, cells) if tail[:1] == b"]" else None
 
 
-def _numbers_of(cells: list[bytes], grid: Grid, place: _Placing, where: str) -> Floats | None:
-    """All samples as a matrix; `None` if any does not look as it must."""
-    whole_seconds = place is _place and not (grid.start_ms % 1000 or grid.step_ms % 1000)
-    y = np.empty((len(cells), grid.n))
+def _numbers_of(cells: list[bytes], grid: Grid, placings: Sequence[_Placing], where: str) -> list[Floats] | None:
+    """All samples as matrices; `None` if any does not look as it must."""
+    whole_seconds = _place in placings and not (grid.start_ms % 1000 or grid.step_ms % 1000)
+    matrices = [np.empty((len(cells), grid.n)) for _ in placings]
     # Blocks that fit the processor's cache are faster than one pass over all.
     rows = max(1, _BLOCK_POINTS // max(1, grid.n))
     for first in range(0, len(cells), rows):
         numbers = _numbers(cells[first : first + rows], whole_seconds=whole_seconds)
         if numbers is None:
             return None
-        y[first : first + rows] = place(*numbers, grid, where)
-    return y
+        for matrix, place in zip(matrices, placings, strict=True):
+            matrix[first : first + rows] = place(*numbers, grid, where)
+    return matrices
 
 
 def _numbers(cells: list[bytes], *, whole_seconds: bool) -> tuple[_Integers, _Integers, Floats] | None:
@@ -251,6 +260,12 @@ def _place_newest(counts: _Integers, times: _Integers, values: Floats, grid: Gri
     # Samples rise in time, and of two for one place the last stays.
     y[np.repeat(np.arange(len(counts)), counts), columns] = values
     return _without_infinities(y)
+
+
+def _place_lead(counts: _Integers, times: _Integers, values: Floats, grid: Grid, where: str) -> Floats:
+    """How many milliseconds before its grid time the last sample of each step lies, as a matrix."""
+    lead = (grid.start_ms - times) % grid.step_ms
+    return _place_newest(counts, times, lead.astype(np.float64), grid, where)
 
 
 def _without_infinities(y: Floats) -> Floats:

@@ -108,9 +108,11 @@ class FolderStore:
             raise self._not_then(promql, grid, found)
         return Panel(tuple(row for row, _, _ in found), grid, y).rows(alive)
 
-    def read_forecasts(self, missions: Sequence[Mission], grid: Grid) -> Mapping[str, Forecast]:
+    def read_forecasts(
+        self, missions: Sequence[Mission], grid: Grid, *, since: Mapping[str, datetime] | None = None
+    ) -> Mapping[str, Forecast]:
         """See `Store.read_forecasts`."""
-        return self._forecast_files().read(missions, grid)
+        return self._forecast_files().read(missions, grid, since=since)
 
     def write_forecasts(self, forecasts: Sequence[tuple[Mission, Forecast]]) -> Written:
         """See `Store.write_forecasts`; forecasts are kept after their time, to be looked at."""

@@ -180,7 +180,9 @@ class PrometheusStore:
             return ""  # not every server has this endpoint
         return parse_types(body, where=base).get(metric, "")
 
-    def read_forecasts(self, missions: Sequence[Mission], grid: Grid) -> Mapping[str, Forecast]:
+    def read_forecasts(
+        self, missions: Sequence[Mission], grid: Grid, *, since: Mapping[str, datetime] | None = None
+    ) -> Mapping[str, Forecast]:
         """For each mission (by name) the freshest stored forecast at every time of `grid`, as `Store` says.
 
         One query for any number of missions, at `source.readback_url`. A forecast `k` steps after its cutoff lies `k`
@@ -191,10 +193,12 @@ class PrometheusStore:
         """
         ahead = [mission for mission in missions if self.writes_ahead(mission)]
         later = [mission for mission in missions if not self.writes_ahead(mission)]
-        found = dict(ForecastFiles(self.state).read(later, grid)) if later else {}
-        for name, (labels, values) in self._read_back(ahead, grid, FORECAST_METRICS).items():
+        found = dict(ForecastFiles(self.state).read(later, grid, since=since)) if later else {}
+        back = self._read_back(ahead, grid, FORECAST_METRICS, since or {})
+        for name, (labels, values) in back.items():
             values[:, np.isnan(values).any(axis=0)] = np.nan
-            found[name] = Forecast(labels, grid, None, *values)
+            if since is None or np.isfinite(values).any():
+                found[name] = Forecast(labels, grid, None, *values)
         return found
 
     def read_scores(self, missions: Sequence[Mission], grid: Grid) -> Mapping[str, Panel]:
@@ -203,7 +207,7 @@ class PrometheusStore:
         Raises:
             StoreError: the server is away, refuses, or answers what cannot be understood.
         """
-        found = self._read_back(missions, grid, (SCORE,))
+        found = self._read_back(missions, grid, (SCORE,), {})
         return {name: Panel(labels, grid, values[0]) for name, (labels, values) in found.items()}
 
     def write_forecasts(self, forecasts: Sequence[tuple[Mission, Forecast]]) -> Written:
@@ -319,9 +323,12 @@ class PrometheusStore:
         return Grid(grid.start, grid.step, grid.n + more)
 
     def _read_back(
-        self, missions: Sequence[Mission], grid: Grid, metrics: tuple[str, ...]
+        self, missions: Sequence[Mission], grid: Grid, metrics: tuple[str, ...], since: Mapping[str, datetime]
     ) -> dict[str, tuple[tuple[Labels, ...], Floats]]:
-        """By mission the label sets, sorted, and float64[metric, S, T] of what is stored for the times of `grid`."""
+        """By mission the label sets, sorted, and float64[metric, S, T] of what is stored for the times of `grid`.
+
+        Of missions in `since`, what was forecast from a cutoff before is NaN.
+        """
         if not missions or not grid.n:
             return {}
         labels: list[Labels] = []
@@ -331,9 +338,9 @@ class PrometheusStore:
             for regex in ("|".join(metrics), writing.uncached(*metrics)):
                 # Names of metrics and missions hold nothing that a regular expression would take as its own.
                 selector = f'{{__name__=~"{regex}",{LABEL_MISSION}=~"{"|".join(names)}"}}'
-                found, y = self._newest(selector, grid, self.source.readback_url)
+                found, y, lead = self._newest(selector, grid, self.source.readback_url)
                 labels += found
-                parts.append(y)
+                parts.append(_from_cutoffs(found, y, lead, grid, since) if since else y)
                 if found or not self._is_victoria(self.source.readback_url):
                     break
         layout = self._layouts.get(metrics)
@@ -352,8 +359,8 @@ class PrometheusStore:
         whole = out.reshape(len(metrics), -1, grid.n)
         return {mission: (known, whole[:, part]) for mission, (known, part) in layout.missions.items()}
 
-    def _newest(self, selector: str, grid: Grid, base: str) -> tuple[list[Labels], Floats]:
-        """The newest sample of each step for the series of `selector`: float64[S, T].
+    def _newest(self, selector: str, grid: Grid, base: str) -> tuple[list[Labels], Floats, Floats]:
+        """The newest sample of each step for the series of `selector`, and its lead in ms: float64[S, T] each.
 
         Raw samples of an instant query are a third cheaper for the server than `last_over_time` on a grid (measured).
         """
@@ -502,6 +509,19 @@ class _Rows:
         if order == list(range(len(labels))):
             return labels, self._y
         return [labels[i] for i in order], self._y[order]
+
+
+def _from_cutoffs(
+    labels: Sequence[Labels], y: Floats, lead: Floats, grid: Grid, since: Mapping[str, datetime]
+) -> Floats:
+    """`y` less what was forecast from a cutoff before its mission's `since`.
+
+    A forecast `k` steps after its cutoff lies `k` ms before its time; of each time the newest is here, so what is older
+    than `since` hides nothing that is not.
+    """
+    oldest = np.array([milliseconds(since.get(row.get(LABEL_MISSION), EPOCH) - EPOCH) for row in labels])
+    cutoff = grid.epoch_ms() - lead * grid.step_ms
+    return np.where(cutoff < oldest[:, None], np.nan, y)
 
 
 def _too_many(where: str, count: str, limit: int) -> QueryError:

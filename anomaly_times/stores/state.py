@@ -90,10 +90,13 @@ class ForecastFiles:
         of_each = len(_VALUES)
         return Written(samples=of_each * len(new), series=of_each * added, skipped=of_each * (offered - added))
 
-    def read(self, missions: Sequence[Mission], grid: Grid) -> Mapping[str, Forecast]:
+    def read(
+        self, missions: Sequence[Mission], grid: Grid, *, since: Mapping[str, datetime] | None = None
+    ) -> Mapping[str, Forecast]:
         """For each mission (by name) the newest forecast of each series at each time of `grid`.
 
         Labels are the written ones, sorted; NaN where no cutoff covers a time; a mission without anything is absent.
+        Cutoffs before the mission's `since` do not count.
 
         Raises:
             StoreDataError: naming a file that is truncated or none of ours.
@@ -105,8 +108,9 @@ class ForecastFiles:
         found = {}
         for mission in missions:
             # Oldest first: where two cutoffs cover a time, the later row stays.
-            paths = [path for cutoff, path in self._files(mission.name) if cutoff < grid.end]
-            rows = self._read_all(paths, inside, since=grid.start_ms)
+            oldest = (since or {}).get(mission.name, EPOCH)
+            paths = [path for cutoff, path in self._files(mission.name) if oldest <= cutoff < grid.end]
+            rows = self._read_all(paths, inside, start=grid.start_ms)
             if rows is None:
                 continue
             labels, (yhat, lower, upper) = long_to_matrix(rows, grid, _VALUES)
@@ -138,11 +142,11 @@ class ForecastFiles:
             raise StoreUnavailableError(f"{self.root / mission} cannot be read: {exc.strerror}") from exc
         return [(result_time(path), path) for path in paths if not path.name.startswith(".")]
 
-    def _read_all(self, paths: Sequence[Path], inside: pl.Expr, *, since: int) -> pl.DataFrame | None:
-        """The rows `inside` of those files that reach to `since` (epoch ms)."""
+    def _read_all(self, paths: Sequence[Path], inside: pl.Expr, *, start: int) -> pl.DataFrame | None:
+        """The rows `inside` of those files that reach to `start` (epoch ms)."""
         while paths:
             try:
-                paths = [path for path in paths if self._reach_of(path)[0] >= since]
+                paths = [path for path in paths if self._reach_of(path)[0] >= start]
                 return read_results(paths, _columns(), lambda rows: rows.filter(inside)) if paths else None
             except FileNotFoundError:
                 # Another worker pruned one after we listed the folder.

@@ -386,6 +386,22 @@ def write_forecast(
 
 
 @pytest.mark.servers
+def test_forecasts_from_before_since_do_not_count(vm_server: Server, tmp_path: Path) -> None:
+    band = ("anomaly_pred", "anomaly_lower", "anomaly_upper")
+    for name in ("changed", "steady", "renewed"):
+        write_forecast(vm_server, f"since-{name}", at(0), dict.fromkeys(band, [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]), 6)
+    write_forecast(vm_server, "since-renewed", at(2), dict.fromkeys(band, [40.0, 30.0]), 2)
+    missions = [mission(f"since-{name}") for name in ("changed", "steady", "renewed")]
+    changed, steady, renewed = (each.name for each in missions)
+    with store_of(vm_server, tmp_path) as store:
+        found = store.read_forecasts(missions, RECENT[1:7], since={changed: at(1), renewed: at(2)})
+        assert set(found) == {steady, renewed}
+        assert found[steady].yhat.tolist() == [[6, 5, 4, 3, 2, 1]]
+        np.testing.assert_array_equal(found[renewed].yhat, [[nan, nan, 40, 30, nan, nan]])
+        assert set(store.read_forecasts(missions, RECENT[1:7], since={changed: at(0)})) == {changed, steady, renewed}
+
+
+@pytest.mark.servers
 def test_the_freshest_forecast_wins_and_a_half_one_is_none(start: Callable[..., Server], tmp_path: Path) -> None:
     vm = start(servers.victoria_metrics, "-dedup.minScrapeInterval=1ms")
     old = {name: [9.0, 8.0, 7.0, 6.0, 5.0, 4.0] for name in ("anomaly_pred", "anomaly_lower", "anomaly_upper")}

@@ -70,6 +70,20 @@ def test_where_the_newest_has_a_hole_the_one_before_stands_in(tmp_path: Path) ->
     assert got == {"a": [20.0, 12.0, 22.0]}
 
 
+def test_cutoffs_before_since_do_not_count(tmp_path: Path) -> None:
+    files = ForecastFiles(tmp_path)
+    for name in ("m", "other"):
+        files.write(mission(name), forecast(T0, 10.0, hosts="a"))
+        files.write(mission(name), forecast(T0 + 2 * STEP, 20.0, hosts="a", h=1))
+    grid = Grid(T0 + STEP, STEP, 4)
+
+    got = files.read([mission("m"), mission("other")], grid, since={"m": T0 + 2 * STEP})
+    nan = float("nan")
+    np.testing.assert_equal(rows(got["m"]), {"a": [nan, nan, 20.0, nan]})
+    assert rows(got["other"]) == {"a": [10.0, 11.0, 20.0, 13.0]}
+    assert files.read([mission("m")], grid, since={"m": T0 + 3 * STEP}) == {}
+
+
 def test_a_cutoff_that_is_complete_is_never_written_again(tmp_path: Path) -> None:
     files = ForecastFiles(tmp_path)
     files.write(mission(), forecast(T0, 10.0))

@@ -1,0 +1,465 @@
+"""The flows that Prefect schedules, `forecasting` and `detection`, and tasks for flows of one's own.
+
+Both flows take the same parameters, so one set serves both of a query's schedules. What to work on is one of `promql`
+(a query, with everything about it in the other parameters), `mission` (a deployed one, by name) or `pack` (the slug of
+a schedule that `at mission apply` made). The time to work for is always now: a run that is late does what its newer
+neighbours would have done, and they find it done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import os
+from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+from prefect import Flow, get_run_logger, task
+from prefect.artifacts import acreate_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import FlowRunContext
+from prefect.exceptions import ParameterTypeError
+from prefect.states import Completed, Failed
+
+from anomaly_times.conventions import MISSION_NAME, Kind, mission_of_variable, pack_tag, variable_name
+from anomaly_times.deployed import DeployedMission, from_value
+from anomaly_times.durations import parse_duration
+from anomaly_times.errors import AnomalyTimesError, MissionError, UsageError
+from anomaly_times.mission import Direction, Missing, Mission
+from anomaly_times.panel import Grid, Panel
+from anomaly_times.passes import (
+    DetectResult,
+    ForecastResult,
+    detect_pass,
+    forecast_pass,
+    write_forecasts,
+    write_scores,
+)
+from anomaly_times.scheduling.handmade import mission_by_hand
+from anomaly_times.scheduling.lease import hold
+from anomaly_times.settings import Settings, WriteMode, load_settings
+from anomaly_times.stores import Store, Written, open_store
+from anomaly_times.stores.prometheus import PrometheusStore
+
+__all__ = ["detect", "detection", "forecast", "forecasting", "read", "write"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_PAGE = 200
+"""Variables that Prefect gives at once, at most."""
+_NAMED = 10
+"""Missions that a message names, at most; all are in the table."""
+_WORST = 3
+_JOBS = min(8, os.cpu_count() or 1)
+
+
+class _CheckedFlow(Flow[P, R]):
+    """A flow that says which of its parameters does not exist: Prefect lets a schedule hold anything."""
+
+    def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """The parameters with their values cast to their types.
+
+        Raises:
+            ParameterTypeError: one is unknown, or its value cannot be.
+        """
+        known = list(inspect.signature(self.fn).parameters)
+        for name in parameters:
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+                raise ParameterTypeError(f"there is no parameter {name!r}; {hint}")
+        return super().validate_parameters(parameters)
+
+
+def _flow(name: str, description: str) -> _CheckedFlow[..., Coroutine[Any, Any, State[None]]]:
+    async def run(
+        promql: str | None = None,
+        mission: str | None = None,
+        pack: str | None = None,
+        model_type: str = "auto",
+        model_params: dict[str, Any] | None = None,
+        name: str | None = None,
+        source: str = "",
+        step: str = "1m",
+        lookback: str = "14d",
+        horizon: str | None = None,
+        every: str = "1h",
+        level: float = 99.9,
+        offset: str = "30s",
+        timezone: str = "UTC",
+        season: str | list[str] | None = None,
+        max_series: int = 10_000,
+        labels: dict[str, str] | None = None,
+        interval_scale: float | list[float] = 1.0,
+        direction: Direction = "both",
+        min_deviation: float | list[float] = 0.0,
+        min_relative_deviation: float | str | list[float | str] = 0.0,
+        valid_range: list[float] | None = None,
+        missing: Missing = "ignore",
+        catch_up: str = "1h",
+    ) -> State[None]:
+        """Run once, for now.
+
+        Args:
+            promql: the query; all other parameters but `mission` and `pack` are about it.
+            mission: the name of a deployed mission, instead.
+            pack: the slug of a pack of deployed missions, instead.
+            model_type: the model that forecasts, see `at models`; no effect on a detection.
+            model_params: parameters of the model.
+            name: the label `mission` of results; derived from source and query by default.
+            source: a source from the settings; the default one if empty.
+            step: time between two points.
+            lookback: history that a forecast learns from.
+            horizon: how far a forecast reaches; twice `every` by default.
+            every: how often a forecast is made.
+            level: per cent of normal points inside the bounds.
+            offset: how late samples may arrive.
+            timezone: IANA name; days and weeks of the season begin by its clock.
+            season: `auto`, `none`, or periods like [1d, 1w].
+            max_series: refuse a query that answers more.
+            labels: added to everything written.
+            interval_scale: widens the bounds: a number, or [below, above].
+            direction: which side counts: both, above or below.
+            min_deviation: smaller deviations score 0: a number, or [below, above].
+            min_relative_deviation: the same, as a share of the forecast: 0.2, or 20%.
+            valid_range: values that can be: [lowest, highest].
+            missing: what an expected point that is not there means: ignore, zero or anomaly.
+            catch_up: how far back a late detection goes.
+        """
+        return await _run(given=locals())
+
+    run.__name__ = run.__qualname__ = name
+    # Results are in the store of the metrics; Prefect keeps none.
+    return _CheckedFlow(run, name=name, description=description, persist_result=False, cache_result_in_memory=False)
+
+
+forecasting = _flow(
+    "forecasting",
+    "Forecast a query, a deployed mission, or a pack of them, and store the forecasts with their bounds.",
+)
+detection = _flow(
+    "detection",
+    "Score what a query, a deployed mission, or a pack of them has not scored yet, and store the scores.",
+)
+
+
+@task(persist_result=False, cache_policy=NO_CACHE)
+async def read(promql: str, *, step: str = "1m", last: str = "1d", source: str = "") -> Panel:
+    """The series of a query over the time `last` up to now, as a panel.
+
+    Raises:
+        AnomalyTimesError: what `Store.read` raises, or an unknown source or malformed duration.
+    """
+    spacing = parse_duration(step)
+    grid = Grid.ending(datetime.now(UTC), spacing, max(1, parse_duration(last) // spacing))
+
+    def work() -> Panel:
+        settings = load_settings()
+        with open_store(settings.named_source(source)[1], state=settings.state_url) as store:
+            return store.read(promql, grid)
+
+    return await asyncio.to_thread(work)
+
+
+@task(persist_result=False, cache_policy=NO_CACHE)
+async def forecast(missions: Sequence[Mission], *, now: datetime | None = None) -> list[ForecastResult]:
+    """Forecasts of these missions, from what their sources hold; nothing is stored.
+
+    A mission that fails has its error in its result.
+
+    Raises:
+        AnomalyTimesError: the settings are wrong, or lack a mission's source.
+    """
+
+    def work() -> list[ForecastResult]:
+        with _opened(missions) as stores, ThreadPoolExecutor(_JOBS) as pool:
+            return forecast_pass(missions, stores, now=now or datetime.now(UTC), mapper=pool.map)
+
+    return await asyncio.to_thread(work)
+
+
+@task(persist_result=False, cache_policy=NO_CACHE)
+async def detect(
+    missions: Sequence[Mission], *, now: datetime | None = None, since: Mapping[str, datetime] | None = None
+) -> list[DetectResult]:
+    """Scores of what these missions have not scored yet; nothing is stored.
+
+    A mission that fails has its error in its result. `since` as in `detect_pass`.
+
+    Raises:
+        AnomalyTimesError: the settings are wrong, or lack a mission's source.
+    """
+
+    def work() -> list[DetectResult]:
+        with _opened(missions) as stores, ThreadPoolExecutor(_JOBS) as pool:
+            return detect_pass(missions, stores, now=now or datetime.now(UTC), mapper=pool.map, since=since)
+
+    return await asyncio.to_thread(work)
+
+
+@task(persist_result=False, cache_policy=NO_CACHE)
+async def write(results: Sequence[ForecastResult | DetectResult]) -> Written:
+    """Store these forecasts and scores in the sources of their missions; results with an error are passed over.
+
+    Raises:
+        AnomalyTimesError: the first that a write met, when all were tried.
+    """
+    sound = [result for result in results if result.error is None]
+
+    def work() -> Written:
+        with _opened([result.mission for result in sound]) as stores:
+            forecasts, sent = write_forecasts([r for r in sound if isinstance(r, ForecastResult)], stores)
+            scores, more = write_scores([r for r in sound if isinstance(r, DetectResult)], stores)
+        for error in [*(result.error for result in forecasts), *(result.error for result in scores)]:
+            if error is not None:
+                raise error
+        return sent + more
+
+    return await asyncio.to_thread(work)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a run is about: missions with their `since`, and by name the errors of those that could not be read."""
+
+    missions: Sequence[Mission]
+    since: Mapping[str, datetime] = field(default_factory=dict)
+    broken: Mapping[str, AnomalyTimesError] = field(default_factory=dict)
+    paused: int = 0
+
+
+async def _run(given: Mapping[str, Any]) -> State[None]:
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        raise RuntimeError("a flow runs inside of a flow run")
+    kind: Kind = "detect" if context.flow is detection else "forecast"
+    run = context.flow_run
+    try:
+        settings = load_settings()
+        what, which = _subject(given, kind, run)
+        async with get_client() as client:
+            if what == "promql":
+                return await _work(kind, _Work([mission_by_hand(given, settings)]), settings)
+            if what == "mission":
+                deployed = await _deployed(client, which)
+                return await _work(kind, _Work([deployed.mission], {which: deployed.since}), settings)
+            due = run.expected_start_time if run.auto_scheduled else None
+            async with hold(client, which, run=run.name, due=due) as lease:
+                if lease.refused:
+                    return Completed(name="Skipped", message=lease.refused)
+                now = datetime.now(UTC)
+                state = await _work(kind, await _members(client, which, now), settings)
+                if state.is_completed():
+                    lease.done = now
+                return state
+    except AnomalyTimesError as exc:
+        get_run_logger().error(_sentence(exc))
+        return Failed(message=_sentence(exc))
+
+
+def _subject(given: Mapping[str, Any], kind: Kind, run: FlowRun) -> tuple[str, str]:
+    """Which of `promql`, `mission`, `pack` says what to work on, and what it says.
+
+    Raises:
+        UsageError: none of them, or several, or a pack of the other flow.
+    """
+    said = {what: given[what].strip() for what in ("promql", "mission", "pack") if (given[what] or "").strip()}
+    creator = run.created_by
+    if not said and creator is not None and creator.type == "SCHEDULE":
+        # Prefect empties a schedule's parameters when somebody switches it on or off by its API; ours has its slug.
+        slug = creator.display_value or ""
+        said = {"pack": slug} if slug.startswith("at:") else {}
+    if not said:
+        raise UsageError(
+            "the run has neither `promql` nor `mission` nor `pack`, so there is nothing to work on",
+            hint='give its schedule parameters like {"promql": "up"}; Prefect empties them when a schedule is switched '
+            "on or off by its API",
+        )
+    if len(said) > 1:
+        raise UsageError(f"{' and '.join(said)} say two things", hint="give one of them")
+    what, which = said.popitem()
+    if what == "pack" and f":{kind}:" not in which:
+        raise UsageError(f"{which} is no {kind} pack", hint="the other flow runs it")
+    return what, which
+
+
+async def _deployed(client: PrefectClient, name: str) -> DeployedMission:
+    if not MISSION_NAME.fullmatch(name):
+        raise UsageError(f"{name[:64]!r} is no name of a mission", hint="see `at mission list`")
+    variable = await client.read_variable_by_name(variable_name(name))
+    if variable is None:
+        raise MissionError(f"no mission {name} is deployed", hint="see `at mission list`, or apply its file")
+    return from_value(variable.name, variable.value, variable.tags)
+
+
+async def _members(client: PrefectClient, slug: str, now: datetime) -> _Work:
+    """The missions of a pack that are not paused."""
+    missions, since, broken, paused = [], {}, {}, 0
+    asked = {"variables": {"tags": {"all_": [pack_tag(slug)]}}, "sort": "NAME_ASC", "limit": _PAGE}
+    for offset in itertools.count(0, _PAGE):
+        answer = await client.request("POST", "/variables/filter", json={**asked, "offset": offset})
+        page = answer.json()
+        for variable in page:
+            try:
+                deployed = from_value(variable["name"], variable["value"], variable["tags"])
+                if variable_name(deployed.mission.name) != variable["name"]:
+                    raise MissionError(
+                        f"the Variable {variable['name']} holds the mission {deployed.mission.name}",
+                        hint="apply the mission's file again",
+                    )
+            except MissionError as exc:
+                broken[mission_of_variable(variable["name"]) or variable["name"]] = exc
+                continue
+            pause = deployed.paused
+            if pause is not None and (pause.until is None or pause.until > now):
+                paused += 1
+                continue
+            missions.append(deployed.mission)
+            since[deployed.mission.name] = deployed.since
+        if len(page) < _PAGE:
+            return _Work(missions, since, broken, paused)
+    raise AssertionError("counting has no end")
+
+
+async def _work(kind: Kind, work: _Work, settings: Settings) -> State[None]:
+    """Run the pass, store what it gives, and tell how it went."""
+    now = datetime.now(UTC)
+
+    def run() -> tuple[Sequence[ForecastResult | DetectResult], Mapping[str, AnomalyTimesError], Written]:
+        with _stores(work.missions, settings) as (stores, refused), ThreadPoolExecutor(_JOBS) as pool:
+            able = [mission for mission in work.missions if mission.name not in refused]
+            results: Sequence[ForecastResult | DetectResult]
+            if kind == "forecast":
+                results, written = write_forecasts(forecast_pass(able, stores, now=now, mapper=pool.map), stores)
+            else:
+                found = detect_pass(able, stores, now=now, mapper=pool.map, since=work.since)
+                results, written = write_scores(found, stores)
+        errors = {result.mission.name: result.error for result in results if result.error is not None}
+        return results, {**work.broken, **refused, **errors}, written
+
+    results, errors, written = await asyncio.to_thread(run)
+    return await _report(kind, work, results, errors, written)
+
+
+async def _report(
+    kind: Kind,
+    work: _Work,
+    results: Sequence[ForecastResult | DetectResult],
+    errors: Mapping[str, AnomalyTimesError],
+    written: Written,
+) -> State[None]:
+    """The final state of the run; a line or two in its log; a table where something failed or was forecast."""
+    logger = get_run_logger()
+    total = len(work.missions) + len(work.broken)
+    summary = [
+        _missions(total - len(errors), "forecast" if kind == "forecast" else "scored"),
+        f"{written.samples:,} samples stored",
+    ]
+    if work.paused:
+        summary.append(f"{work.paused} paused")
+    worst = _worst(results)
+    if worst:
+        summary.append(f"worst scores: {worst}")
+    if errors:
+        summary.append(f"{len(errors)} failed: {_some(errors)}")
+        logger.error("; ".join(f"{name}: {_sentence(exc)}" for name, exc in itertools.islice(errors.items(), _NAMED)))
+    warned = {result.mission.name: "; ".join(result.warnings) for result in results if result.warnings}
+    if warned:
+        logger.warning("; ".join(f"{name}: {text}" for name, text in itertools.islice(warned.items(), _NAMED)))
+    message = ", ".join(summary)
+    logger.info(message)
+    rows = [_row(result, warned) for result in results if isinstance(result, ForecastResult) and not result.error]
+    rows += [{"mission": name, "error": _sentence(exc)} for name, exc in errors.items()]
+    if rows:
+        # Prefect's keys know no colon, and the table of one flow replaces its last one.
+        await acreate_table_artifact(rows, key=f"{kind}-missions", description=message)
+    if 2 * len(errors) >= total > 0:
+        only = next(iter(errors.values()))
+        return Failed(message=_sentence(only) if total == 1 else message)
+    return Completed(name="Partial", message=message) if errors else Completed(message=message)
+
+
+def _row(result: ForecastResult, warned: Mapping[str, str]) -> dict[str, Any]:
+    forecast = result.forecast
+    return {
+        "mission": result.mission.name,
+        "series": len(forecast.labels) if forecast is not None else 0,
+        "until": forecast.grid.end.isoformat() if forecast is not None else "",
+        "ended": result.ended,
+        "warnings": warned.get(result.mission.name, ""),
+    }
+
+
+def _worst(results: Sequence[ForecastResult | DetectResult]) -> str:
+    """The highest scores of this pass, each of another mission."""
+    found = []
+    for result in results:
+        scores = result.scores if isinstance(result, DetectResult) and result.error is None else None
+        if scores is not None and np.isfinite(scores.score).any():
+            row, _ = np.unravel_index(np.nanargmax(scores.score), scores.score.shape)
+            found.append((float(np.nanmax(scores.score)), f"{result.mission.name}{scores.labels[row]}"))
+    return ", ".join(f"{name} {score:.3g}" for score, name in sorted(found, reverse=True)[:_WORST])
+
+
+def _missions(count: int, done: str) -> str:
+    return f"{count} mission{'' if count == 1 else 's'} {done}"
+
+
+def _some(names: Collection[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(itertools.islice(names, _NAMED)) + more
+
+
+def _sentence(exc: AnomalyTimesError) -> str:
+    return f"{exc.message}; {exc.hint}" if exc.hint else exc.message
+
+
+@contextmanager
+def _stores(
+    missions: Sequence[Mission], settings: Settings
+) -> Iterator[tuple[Mapping[str, Store], Mapping[str, AnomalyTimesError]]]:
+    """The stores of these missions by the source that they name, and by mission why one cannot be had."""
+    with ExitStack() as stack:
+        stores: dict[str, Store] = {}
+        refused: dict[tuple[str, WriteMode], AnomalyTimesError | None] = {}
+        for mission in missions:
+            key = mission.source, mission.write
+            if key in refused:
+                continue
+            try:
+                if mission.source not in stores:
+                    _, source = settings.named_source(mission.source)
+                    stores[mission.source] = stack.enter_context(open_store(source, state=settings.state_url))
+                refused[key] = _lost_state(stores[mission.source], mission, settings)
+            except AnomalyTimesError as exc:
+                refused[key] = exc
+        by_name = {mission.name: refused[mission.source, mission.write] for mission in missions}
+        yield stores, {name: exc for name, exc in by_name.items() if exc is not None}
+
+
+@contextmanager
+def _opened(missions: Sequence[Mission]) -> Iterator[Mapping[str, Store]]:
+    with _stores(missions, load_settings()) as (stores, refused):
+        for exc in refused.values():
+            raise exc
+        yield stores
+
+
+def _lost_state(store: Store, mission: Mission, settings: Settings) -> AnomalyTimesError | None:
+    """Why forecasts that wait for their time would be lost: a process worker's runs have a working folder each."""
+    if settings.state_url.is_absolute() or not isinstance(store, PrometheusStore) or store.writes_ahead(mission):
+        return None
+    return UsageError(
+        f"forecasts for {store.name} wait in {settings.state_url}, which is another folder in every run",
+        hint="set AT_STATE_URL to an absolute path that all workers share",
+    )

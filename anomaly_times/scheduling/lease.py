@@ -1,0 +1,121 @@
+"""The right to run a pack: one run at a time, and none for a slot that a later run has covered.
+
+A Variable on the Prefect server holds it: who runs the pack, until when, and for which time the pack last ran.
+Prefect's own concurrency limits would do the first half, but keep their leases in the server's memory by default: what
+is taken while the server restarts is never given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+import httpx
+from prefect.client.orchestration import PrefectClient
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.logging import get_logger
+
+from anomaly_times.conventions import lease_name
+
+__all__ = ["LEASE", "Lease", "hold"]
+
+LEASE = timedelta(seconds=90)
+"""How long a lease outlives its holder: a worker that was killed blocks its packs no longer than this."""
+
+logger = get_logger("anomaly_times.lease")
+
+
+@dataclass
+class Lease:
+    """What `hold` answers. `refused` says why the pack must not run now, and is empty where it may.
+
+    Set `done` to the time that the run worked for once it has.
+    """
+
+    refused: str = ""
+    done: datetime | None = None
+
+
+@asynccontextmanager
+async def hold(
+    client: PrefectClient, slug: str, *, run: str, due: datetime | None = None, lease: timedelta = LEASE
+) -> AsyncIterator[Lease]:
+    """The lease of a pack while the body runs; renewed meanwhile, given back after it.
+
+    Args:
+        client: of the server that all workers share.
+        slug: the pack.
+        run: who asks, for messages.
+        due: the slot that the run is for; refused if the pack has run for a later time. `None`: whenever it is free.
+        lease: how long it lasts when nobody renews it.
+    """
+    now = datetime.now(UTC)
+    found = await _ask(client, "GET", f"/variables/name/{lease_name(slug)}")
+    known: Mapping[str, Any] = found["value"] if found and isinstance(found["value"], Mapping) else {}
+    done, until = _time(known.get("done")), _time(known.get("until"))
+    if until is not None and until > now:
+        yield Lease(f"the pack is running already, in {known.get('run')}")
+        return
+    if due is not None and done is not None and done >= due:
+        yield Lease(f"the pack ran at {done:%Y-%m-%d %H:%M:%S} UTC, after this run was due")
+        return
+    held = Lease(done=done)
+
+    def value(until: datetime | None) -> dict[str, Any]:
+        times = {"until": until.isoformat() if until else None, "done": held.done.isoformat() if held.done else None}
+        return {"pack": slug, "run": run, **times}
+
+    # Of several that saw the same Variable only one can delete it, and of several that saw none only one can make it.
+    free = found is None or await _ask(client, "DELETE", f"/variables/{found['id']}") is not None
+    body = {"name": lease_name(slug), "value": value(now + lease)}
+    made = await _ask(client, "POST", "/variables/", body) if free else None
+    if made is None:
+        yield Lease("the pack was taken by another run in this moment")
+        return
+    path = f"/variables/{made['id']}"
+
+    async def renew() -> None:
+        while True:
+            await asyncio.sleep(lease / timedelta(seconds=3))
+            try:
+                if await _ask(client, "PATCH", path, {"value": value(datetime.now(UTC) + lease)}) is None:
+                    logger.warning("the lease of %s is gone: this run stood still too long, or it was deleted", slug)
+                    return
+            except httpx.HTTPError as exc:
+                logger.warning("the lease of %s was not renewed: %s", slug, exc)
+
+    renewing = asyncio.create_task(renew())
+    try:
+        yield held
+    finally:
+        renewing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await renewing
+        await _ask(client, "PATCH", path, {"value": value(None)})
+
+
+async def _ask(
+    client: PrefectClient, method: Literal["GET", "POST", "PATCH", "DELETE"], path: str, body: object = None
+) -> dict[str, Any] | None:
+    """The answer (empty where there is no body); `None` where the Variable is gone, or there already."""
+    try:
+        answer = await client.request(method, path, json=body)  # type: ignore[arg-type]
+    except PrefectHTTPStatusError as exc:
+        if exc.response.status_code in (404, 409):
+            return None
+        raise
+    return dict(answer.json()) if answer.content else {}
+
+
+def _time(text: object) -> datetime | None:
+    """A time with a zone; `None` for anything else, as a Variable can be edited by hand."""
+    try:
+        time = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return time if time.tzinfo else None
