@@ -212,9 +212,7 @@ def _season(value: object) -> object:
     return value if isinstance(value, (list, tuple)) else (value,)
 
 
-_SEASON = WithJsonSchema(
-    {"anyOf": [{"enum": ["auto", "none"]}, _PERIOD, {"type": "array", "items": _PERIOD}], "title": "Season"}
-)
+_SEASON = WithJsonSchema({"anyOf": [{"enum": ["auto", "none"]}, _PERIOD, {"type": "array", "items": _PERIOD}]})
 
 
 class Mission(_Spec):

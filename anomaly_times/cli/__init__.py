@@ -19,6 +19,7 @@ from anomaly_times.cli.demo import demo
 from anomaly_times.cli.detect import detect
 from anomaly_times.cli.doctor import doctor
 from anomaly_times.cli.forecast import forecast
+from anomaly_times.cli.mission import mission_app
 from anomaly_times.cli.models import models
 from anomaly_times.cli.options import GroupedHelp
 from anomaly_times.cli.run import run
@@ -108,6 +109,7 @@ def _root(
 
 for _command in (forecast, detect, run, models, doctor, demo):
     app.command(cls=GroupedHelp)(_command)
+app.add_typer(mission_app)
 
 
 def main() -> None:

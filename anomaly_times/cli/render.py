@@ -42,6 +42,8 @@ __all__ = [
     "note",
     "progress",
     "say",
+    "say_json",
+    "say_lines",
     "say_table",
     "show",
     "show_findings",
@@ -75,6 +77,18 @@ def _console(file: IO[str]) -> Console:
 def say(text: str) -> None:
     """One line of the result; what it quotes cannot move the cursor."""
     stdout().print(_clean(text), soft_wrap=True)
+
+
+def say_lines(lines: Sequence[Cell]) -> None:
+    """Lines of the result, parts of them in a style."""
+    console = stdout()
+    for line in lines:
+        console.print(_text(line), soft_wrap=True)
+
+
+def say_json(document: object) -> None:
+    """A document as the result; JSON stays alone on stdout."""
+    _print_json(document)
 
 
 def say_table(columns: Sequence[str], rows: Sequence[tuple[Cell, ...]]) -> None:
