@@ -42,7 +42,7 @@ from anomaly_times.panel import Floats, Panel, Quantiles
 __all__ = ["Profile"]
 
 _LEADS = 7
-_MOMENTS = 64
+_MOMENTS, _FEWEST_MOMENTS, _MOMENTS_A_DAY = 64, 32, 14
 _RIDGE = 20.0
 _BANDS_A_DAY = 12
 _DAYS_ALIKE = 2.0
@@ -175,8 +175,8 @@ def _rest(
 
 
 def _sample(x: Floats) -> Floats:
-    """About 256 columns of `x`, spread evenly."""
-    return x[:, :: max(1, x.shape[1] // 256)]
+    """About 128 columns of `x`, spread evenly."""
+    return x[:, :: max(1, x.shape[1] // 128)]
 
 
 def _order_statistics(x: Floats, *shares: float) -> list[Floats]:
@@ -184,7 +184,8 @@ def _order_statistics(x: Floats, *shares: float) -> list[Floats]:
     ordered = np.sort(x, axis=1)
     last = ordered.shape[1] - 1 - np.isnan(ordered).sum(axis=1, keepdims=True)
     rows = np.arange(len(x))[:, None]
-    return [np.nan_to_num(ordered[rows, (q * np.maximum(0, last)).astype(np.intp)]) for q in shares]
+    found = ordered[rows, (np.array(shares) * np.maximum(0, last)).astype(np.intp)]
+    return list(np.nan_to_num(found).T[:, :, None])
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,10 @@ def _plan(n_points: int, n_blocks: int, size: int, window: int, h: int) -> _Plan
     reach = max(1, min(h, n_points // 3))
     leads = np.unique(np.geomspace(1, reach, _LEADS).round().astype(np.intp))
     first = min(window, n_points // 3)
-    moments = np.unique(np.linspace(first, n_points - 1 - reach, _MOMENTS).astype(np.intp))
+    last = n_points - 1 - reach
+    # Moments close together tell the same thing twice.
+    n_moments = int(np.clip(_MOMENTS_A_DAY * (last - first) / window, _FEWEST_MOMENTS, _MOMENTS))
+    moments = np.unique(np.linspace(first, last, n_moments).astype(np.intp))
     if n_points < 4:
         moments = moments[:0]
     stop = np.append(moments, n_points - 1) + 1
@@ -290,7 +294,8 @@ def _echo(x: Floats, moments: Ints, leads: Ints, lag: int, h: int, mean: Floats)
     past -= mean[:, None, :-1]
     ahead -= mean[:, -1:]
     past[:, at < 0], ahead[:, now < 0] = 0.0, 0.0
-    return np.nan_to_num(past, copy=False), np.nan_to_num(ahead, copy=False)
+    past[np.isnan(past)], ahead[np.isnan(ahead)] = 0.0, 0.0
+    return past, ahead
 
 
 def _regress(target: Floats, echo: Floats, lag: int, n_points: int) -> Floats:

@@ -116,3 +116,15 @@ def test_profile_is_wider_where_the_day_is_noisier() -> None:
     answer = model("profile").forecast(panel_of(y), h=24, quantiles=(0.05, 0.5, 0.95))
     width = (answer.at(0.95) - answer.at(0.05)).mean(axis=0)
     assert width[13:23].mean() > 3 * width[1:11].mean()
+
+
+def test_profile_does_not_stay_wider_at_the_hour_of_an_incident() -> None:
+    random, hour = np.random.default_rng(6), np.arange(288 * 8) % 288 // 12
+    calm = 20 + random.standard_normal((20, len(hour))) * np.where(hour >= 8, 3.0, 0.3)
+    struck = calm.copy()
+    struck[:, 288 * 5 + 36 : 288 * 5 + 54] += 12 * random.standard_normal((20, 18))
+    width = []
+    for y in (calm, struck):
+        answer = model("profile").forecast(panel_of(y, step=HOUR / 12), h=288, quantiles=(0.05, 0.5, 0.95))
+        width.append((answer.at(0.95) - answer.at(0.05))[:, 36:54].mean())
+    assert width[1] < 1.2 * width[0]

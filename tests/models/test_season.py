@@ -5,7 +5,18 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from anomaly_times.models.season import DAY, HOUR, WEEK, Cycles, candidate_periods, find_seasons, moving_level, smoothed
+from anomaly_times.models.season import (
+    DAY,
+    HOUR,
+    WEEK,
+    Cycles,
+    Windows,
+    candidate_periods,
+    find_seasons,
+    middle_mean,
+    moving_level,
+    smoothed,
+)
 from anomaly_times.panel import Floats, Grid
 from anomaly_times.testing import panel_of
 
@@ -85,3 +96,43 @@ def test_a_level_keeps_spikes_out_and_follows_shifts() -> None:
 def test_smoothing_leaves_gaps_and_constants_alone() -> None:
     y = np.array([[2.0, 2.0, np.nan, 2.0, 2.0]])
     np.testing.assert_array_equal(smoothed(y, 3), y)
+
+
+@pytest.mark.parametrize("cycles", [2, 3, 7, 8, 12])
+@pytest.mark.parametrize("slots", [12, 48])
+def test_the_middle_mean_is_the_interquartile_mean_of_what_is_there(cycles: int, slots: int) -> None:
+    random = np.random.default_rng(cycles)
+    folded = random.standard_normal((3, cycles, slots))
+    folded[random.random(folded.shape) < 0.1] = np.nan
+    middle, count = middle_mean(folded)
+    for row, slot in np.ndindex(3, slots):
+        values = np.sort(folded[row, :, slot][~np.isnan(folded[row, :, slot])])
+        cut = (len(values) + 1) // 4
+        assert count[row, slot] == len(values)
+        want = values[cut : len(values) - cut].mean() if len(values) else np.nan
+        np.testing.assert_allclose(middle[row, slot], want)
+
+
+def test_an_oldest_cycle_that_begins_late_counts_from_there_on() -> None:
+    cycles = Cycles.of(Grid(datetime(2026, 1, 5, tzinfo=UTC), HOUR, 24 * 3 + 10), 1, DAY, "UTC")
+    assert cycles.lacking == 14
+    y = np.arange(82.0)[None]
+    folded = cycles.fold(y)
+    assert np.isnan(folded[0, 0, :14]).all()
+    np.testing.assert_array_equal(folded[0].ravel()[14:], y[0])
+    middle, count = middle_mean(cycles.fold(y, blank=1e9), cycles.lacking)
+    assert count[0].tolist() == [3.0] * 14 + [4.0] * 10
+    np.testing.assert_array_equal(middle[0], [*np.arange(34.0, 48.0), *np.arange(36.0, 46.0)])
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_windows_average_what_they_hold(gaps: bool) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 100))
+    if gaps:
+        x[0, 20:30] = np.nan
+    first, stop = np.array([3, 20, 22, 69, 5]), np.array([70, 30, 40, 70, 6])
+    mean = Windows.of(first, stop).mean(x)
+    for i, (a, b) in enumerate(zip(first, stop, strict=True)):
+        for row in range(2):
+            there = x[row, a:b][~np.isnan(x[row, a:b])]
+            np.testing.assert_allclose(mean[row, i], there.mean() if there.size else np.nan)
