@@ -102,7 +102,7 @@ def check_missions(
                     silenced.append(Silenced(problem, reasons[problem.code]))
                 else:
                     problems.append(problem)
-    problems.sort(key=lambda problem: problem.where)
+    problems.sort(key=lambda problem: (problem.where.file, problem.where.line, -_RANK[problem.severity]))
     return Report(len(subjects), tuple(problems), tuple(silenced), costs, unchecked)
 
 

@@ -20,6 +20,7 @@ from anomaly_times.errors import NoSeriesError, QueryError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Grid, Labels, Panel
 from anomaly_times.stores import Store
+from anomaly_times.stores.http import RefusedError
 from anomaly_times.stores.prometheus import PrometheusStore
 from anomaly_times.stores.promql import Query, Use
 
@@ -33,6 +34,7 @@ _MOST_SELECTORS = 8
 _FLOOD = 10
 _WINDOWS = (timedelta(minutes=10), timedelta(hours=2), timedelta(days=2))
 _ENOUGH_SAMPLES = 8
+_JITTER = 0.05
 _USUAL_INTERVALS = tuple(timedelta(seconds=s) for s in (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600))
 
 T = TypeVar("T")
@@ -140,7 +142,7 @@ class Examiner:
         """
         if self._server is None:
             return {}
-        selectors = query.selectors[:_MOST_SELECTORS]
+        selectors = dict.fromkeys(use.selector for use in query.uses[:_MOST_SELECTORS] if _is_named(use))
         measured = {selector: self._once(_interval, self._server, selector, self._now) for selector in selectors}
         return {selector: interval for selector, interval in measured.items() if interval is not None}
 
@@ -215,18 +217,36 @@ class Examiner:
         return tuple(each for each in dead if each is not None)
 
 
+def _is_named(use: Use) -> bool:
+    return bool(use.metric) and not use.selector.startswith("{")
+
+
 def _interval(server: PrometheusStore, selector: str, at: datetime) -> timedelta | None:
-    """How far samples of the median series lie apart; `None` where there are hardly any."""
+    """How far raw samples lie apart in the series of `selector` that has most; `None` where there are hardly any.
+
+    The median distance: a gap here and there, or a scrape that is late, does not count.
+    """
     for window in _WINDOWS:
-        spelled = format_duration(window)
-        answer = server.query(f"quantile(0.5, count_over_time({selector}[{spelled}]))", at)
-        samples = answer[0][1][0][1] if answer else 0.0
-        if samples >= _ENOUGH_SAMPLES:
-            interval = window / samples
-            # A window holds one sample more or less than its length says.
-            near = (usual for usual in _USUAL_INTERVALS if abs(interval / usual - 1) <= 1 / samples)
-            return next(near, timedelta(seconds=max(1, round(interval.total_seconds()))))
+        span = format_duration(window)
+        try:
+            fullest = server.query(f"topk(1, count_over_time({selector}[{span}]))", at)
+            if not fullest or fullest[0][1][0][1] < _ENOUGH_SAMPLES:
+                continue
+            # The function drops the name; without one in the selector this would be another series.
+            labels = dict(fullest[0][0]) | {"__name__": selector.partition("{")[0]}
+            samples = server.query(f"{Labels.of(labels)}[{span}]", at)
+        except RefusedError:
+            return None  # a limit of the server, or series that only their names tell apart
+        times = np.array([time for time, _ in samples[0][1]]) if samples else np.empty(0)
+        if len(times) > 1:
+            return _usual(timedelta(milliseconds=float(np.median(np.diff(times)))))
     return None
+
+
+def _usual(interval: timedelta) -> timedelta:
+    """`interval`, or what it was meant to be: scrapers are some milliseconds early or late."""
+    near = min(_USUAL_INTERVALS, key=lambda usual: abs(interval - usual))
+    return near if abs(interval / near - 1) < _JITTER else timedelta(seconds=max(1, round(interval.total_seconds())))
 
 
 def _why_dead(server: PrometheusStore, use: Use, start: datetime, end: datetime) -> Dead | None:

@@ -265,8 +265,8 @@ def _history(evidence: Evidence) -> timedelta | None:
     if seen is None or not evidence.count:
         return None
     first = int(np.flatnonzero(np.isfinite(seen.y).any(axis=0))[0])
-    # A place or two at the begin may be empty by chance.
-    return seen.grid.end - (seen.grid.start + first * seen.grid.step) if first > 2 else None
+    # A place or two at the begin may be empty by chance; the first point lies up to a place before the one seen.
+    return (seen.grid.n - first) * seen.grid.step if first > 2 else None
 
 
 def _copies(panel: Panel, label: str, *, sure: bool) -> int:

@@ -201,6 +201,8 @@ def init(
         raise UsageError("init takes either NAME and --promql, or --preset", hint="see `at mission init --help`")
     settings, _, described = opt.open_source(source, url)
     file = out or opt.DEFAULT_FILES / f"{name or preset}.yaml"
+    if file.exists():
+        raise UsageError(f"{file} is there already, and is not touched", hint="name another one with --out")
     with open_store(described, state=settings.state_url) as store, render.working(f"looking at {store.name}"):
         if preset:
             text, skipped = suggest_preset(preset, store, source=source, now=opt.utc_now())
