@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["adopt", "apply", "delete", "list_", "pause", "plan", "pull", "resume", "run", "show"]
 
+EXIT_REFUSED = 3
 EXIT_CHANGES = 2
 """Of `plan --detailed-exitcode`, as terraform has it."""
 
@@ -55,6 +56,8 @@ def plan(
 ) -> None:
     """Show what an apply would change on Prefect.
 
+    Exits with 3 where a name is not ours to take.
+
     Example: at mission plan missions/ --prune
     """
     from anomaly_times import plan as plans
@@ -76,6 +79,8 @@ def plan(
         sys.stdout.write(plan_views.to_markdown(made))
     else:
         render.show_report(plan_views.PlanView(made), opt.Output(output))
+    if made.of(plans.Refuse):
+        raise typer.Exit(EXIT_REFUSED)
     if detailed_exitcode and not made.empty:
         raise typer.Exit(EXIT_CHANGES)
 
@@ -92,8 +97,8 @@ def apply(
 ) -> None:
     """Make Prefect run what the files say.
 
-    Shows what changes, and asks. New missions, and those with a new query, step, source or labels, get a first forecast at once. It can be
-    interrupted and run again.
+    Shows what changes, and asks. New missions, and those with a new query, step, source or labels, get a first
+    forecast at once. It can be interrupted and run again.
 
     Example: at mission apply missions/ --prune --yes
     """

@@ -20,7 +20,7 @@ _MARKDOWN_BYTES = 60_000
 """GitHub refuses comments of more than 65,536 characters."""
 _SHOWN = 200
 """Missions of one kind that a terminal gets; JSON has all."""
-_TITLES = {"create": "created", "update": "updated", "delete": "deleted"}
+_TITLES = {"create": "to create", "update": "to update", "delete": "to delete"}
 
 
 @dataclass(frozen=True)
