@@ -338,7 +338,7 @@ def missions_from_files(files: Sequence[Path] | None) -> tuple[Mission, ...]:
     loading = load_missions(files or [DEFAULT_FILES])
     if loading.problems:
         lines = [f"{problem}" + (f" ({problem.hint})" if problem.hint else "") for problem in loading.problems]
-        raise MissionError("\n".join(["the mission files have problems, so nothing ran", *lines]))
+        raise MissionError("\n".join(["the mission files have problems", *lines]))
     if not loading.missions:
         named = ", ".join(str(file) for file in files or [DEFAULT_FILES])
         raise MissionError(f"there is no mission in {named}", hint="`at mission init` writes a first one")

@@ -73,14 +73,20 @@ def _line(happening: Happening) -> str:
             return _pass_line(happening)
         case Refused(error):
             hint = f" ({error.hint})" if error.hint else ""
-            return f"the changed files cannot run, so what ran goes on: {error.message}{hint}"
+            text = error.message.replace("\n", "; ")
+            return f"the changed files cannot run, so what ran goes on: {text}{hint}"
         case Missed(slug, reason):
             return f"{slug} was left out: {reason}"
     parts = [f"{len(names)} {what}" for what in ("new", "changed", "gone") if (names := getattr(happening, what))]
-    return f"running {happening.count} missions" + (f": {', '.join(parts)}" if parts else "")
+    return f"running {_missions(happening.count)}" + (f": {', '.join(parts)}" if parts else "")
 
 
 _SHOWN = 5
+"""Missions of each kind that a line names."""
+
+
+def _missions(n: int) -> str:
+    return f"{n:,} mission" if n == 1 else f"{n:,} missions"
 
 
 def _pass_line(done: PassDone) -> str:
@@ -90,7 +96,7 @@ def _pass_line(done: PassDone) -> str:
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     points = sum(outcome.points for outcome in outcomes)
     what = "first forecast" if done.first else f"{done.kind} {done.cadence}"
-    parts = [f"{what}: {len(outcomes) - len(failed)} missions, {points:,} points in {done.took.total_seconds():.1f}s"]
+    parts = [f"{what}: {_missions(len(outcomes) - len(failed))}, {points:,} points in {done.took.total_seconds():.1f}s"]
     scored = sorted((o for o in outcomes if o.worst), key=lambda o: -o.worst.score if o.worst else 0.0)
     for i, outcome in enumerate(scored[:_SHOWN]):
         # The highest is told anyway, so that a reader sees how far from 1 all is.

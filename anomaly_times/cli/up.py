@@ -1,0 +1,57 @@
+"""`at up`: VictoriaMetrics, Prefect, a worker and the deployments on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anomaly_times.cli import options as opt
+from anomaly_times.cli.run import until_signal
+
+__all__ = ["up"]
+
+_LOOK = 5.0
+"""Seconds between two looks at what runs."""
+
+
+def up(
+    data: Annotated[
+        Path, typer.Option("--data", metavar="FOLDER", help="Where the servers keep their data and logs.")
+    ] = Path(".anomaly-times/up"),
+    prefect_port: Annotated[int, typer.Option("--prefect-port", min=1, max=65535, metavar="PORT")] = 4200,
+    victoria_port: Annotated[int, typer.Option("--victoria-port", min=1, max=65535, metavar="PORT")] = 8428,
+) -> None:
+    """Start what missions need on this machine, until Ctrl-C: no Docker.
+
+    VictoriaMetrics (where the settings name no source), a Prefect server on SQLite, a process worker and the two
+    deployments. What answers already on its port is used, and left running at the end.
+
+    Example: at up --data ./metrics
+    """
+    from anomaly_times.cli import render
+    from anomaly_times.errors import PrefectError
+    from anomaly_times.scheduling.stack import Stack, StackOptions, bring_up, ended_runs
+    from anomaly_times.settings import load_settings
+
+    options = StackOptions(data, prefect_port, victoria_port)
+    settings = load_settings()
+    with until_signal() as stop:
+        with Stack() as stack:
+            if bring_up(stack, options, settings, tell=render.log, stop=stop):
+                render.log("all is up; Ctrl-C stops it")
+            since = opt.utc_now()
+            while not stop.wait(_LOOK):
+                stack.check()
+                now = opt.utc_now()
+                try:
+                    lines = ended_runs(options, since, now)
+                except PrefectError as exc:
+                    render.log(exc.message)
+                    continue
+                for line in lines:
+                    render.log(line)
+                since = now
+            render.log("stopping")
+        render.log("stopped")
