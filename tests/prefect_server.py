@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +53,15 @@ def prefect_server(folder: Path, *, database: str | None = None) -> servers.Serv
 @contextmanager
 def connected(server: servers.Server) -> Iterator[str]:
     """Prefect's client in this process talks to `server`; gives the URL of its API."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+    from prefect.events.worker import EventsWorker
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
-    with temporary_settings({PREFECT_API_URL: server.url + "/api", PREFECT_HOME: server.folder / "client"}):
-        yield server.url + "/api"
+    url = server.url + "/api"
+    settings = {PREFECT_API_URL: url, PREFECT_HOME: server.folder / "client", PREFECT_LOGGING_TO_API_ENABLED: False}
+    with temporary_settings(settings):
+        yield url
+        EventsWorker.drain_all(timeout=10)
+    with warnings.catch_warnings():
+        # Prefect leaves sockets to the garbage collector, whose warnings would hit whichever test comes next.
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()

@@ -1,7 +1,7 @@
 """A Prefect server, as missions see it: every call to its API for reading and changing what is deployed.
 
-Nothing here writes to a deployment as a whole: that wipes schedules that other people added. Single schedules are
-posted, patched and deleted, always with their parameters, which a patch without them would empty.
+A deployment that is there is never written as a whole: that wipes schedules that other people added. Single schedules
+are posted, patched and deleted, always with their parameters, which a patch without them would empty.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class BaseDeployment:
     id: str
     paused: bool
     schedules: Sequence[Mapping[str, Any]]
+    work_pool: str = ""
 
 
 def connect(settings: PrefectApi) -> PrefectServer:
@@ -143,13 +144,17 @@ class PrefectServer:
         )
         self.url = httpx.URL(url).copy_with(username=None, password=None, query=None)
 
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._client.close()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._client.close()
+        self.close()
 
     def _ask(self, method: str, path: str, body: object = None) -> Any:
         return self._answer(method, path, body)[0]
@@ -260,7 +265,8 @@ class PrefectServer:
                 if exc.status != 404:
                     raise
             else:
-                bases.append(BaseDeployment(kind, answer["id"], bool(answer["paused"]), answer["schedules"]))
+                pool = answer.get("work_pool_name") or ""
+                bases.append(BaseDeployment(kind, answer["id"], bool(answer["paused"]), answer["schedules"], pool))
         return bases
 
     # -- changing ----------------------------------------------------------------------------------------------
@@ -323,6 +329,25 @@ class PrefectServer:
         }
         _, response = self._answer("POST", f"deployments/{deployment}/create_flow_run", body)
         return response.status_code == 201
+
+    def ensure_work_pool(self, name: str, template: Mapping[str, Any]) -> bool:
+        """Make a work pool for process workers where none is called so; `False` where one is, of whatever type."""
+        try:
+            self._ask("POST", "work_pools/", {"name": name, "type": "process", "base_job_template": template})
+        except RefusedError as exc:
+            if exc.status != 409:
+                raise
+            return False
+        return True
+
+    def deploy_base(self, kind: Kind, id: str | None, spec: Mapping[str, Any]) -> None:  # noqa: A002 - as Prefect says
+        """Make a base deployment, or change the fields in `spec` of the one that there is; its schedules stay."""
+        if id is not None:
+            self._ask("PATCH", f"deployments/{id}", spec)
+            return
+        flow, name = DEPLOYMENTS[kind].split("/")
+        made = self._ask("POST", "flows/", {"name": flow})
+        self._ask("POST", "deployments/", {"name": name, "flow_id": made["id"], **spec})
 
     def for_each(
         self,

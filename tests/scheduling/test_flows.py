@@ -1,0 +1,365 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+import numpy as np
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import State as RunState
+from prefect.exceptions import ParameterTypeError
+
+from anomaly_times.conventions import lease_name, name_for_query, pack_slug, variable_name
+from anomaly_times.deployed import DeployedMission, Pause
+from anomaly_times.durations import EPOCH
+from anomaly_times.errors import MissionError, StoreUnavailableError, UsageError
+from anomaly_times.mission import Mission
+from anomaly_times.panel import Grid, Labels, Panel
+from anomaly_times.passes import forecast_pass, write_forecasts
+from anomaly_times.scheduling import flows, lease
+from anomaly_times.scheduling.bases import deploy_bases
+from anomaly_times.scheduling.flows import detection, forecasting
+from anomaly_times.scheduling.handmade import mission_by_hand
+from anomaly_times.scheduling.server import PrefectServer
+from anomaly_times.settings import Settings, source_for_url
+from anomaly_times.testing import MemoryStore
+from tests import servers
+from tests.prefect_server import connected
+
+# Prefect leaves sockets to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
+STEP = timedelta(minutes=1)
+SETTINGS = Settings(sources={"main": source_for_url("http://metrics:8428")})
+
+
+def mission(name: str, promql: str = "load", **fields: Any) -> Mission:
+    fields.setdefault("forecast", {"lookback": "1d", "model": "seasonal_naive"})
+    return Mission.model_validate({"name": name, "promql": promql, **fields})
+
+
+# -- parameters --------------------------------------------------------------------------------------------------
+
+
+def test_both_flows_take_the_same_parameters() -> None:
+    assert forecasting.parameters == detection.parameters
+    assert forecasting.name == "forecasting"
+    assert detection.name == "detection"
+    assert forecasting.isasync
+
+
+@pytest.mark.parametrize("ours", [forecasting, detection], ids=["forecasting", "detection"])
+def test_an_unknown_parameter_is_named_with_what_was_meant(ours: Any) -> None:
+    assert ours.validate_parameters({"promql": "up", "model_type": "lgbm"})["model_type"] == "lgbm"
+    with pytest.raises(ParameterTypeError, match="there is no parameter 'promq'; did you mean 'promql'"):
+        ours.validate_parameters({"promq": "up"})
+    with pytest.raises(ParameterTypeError, match="there is no parameter 'xyz'; there are: promql, mission, pack"):
+        ours.validate_parameters({"promql": "up", "xyz": 1})
+    with pytest.raises(ParameterTypeError, match="level"):
+        ours.validate_parameters({"promql": "up", "level": "high"})
+
+
+def test_a_query_by_hand_has_the_same_name_whatever_else_is_said() -> None:
+    plain = mission_by_hand({"promql": "up"}, SETTINGS)
+    assert plain.name == name_for_query("main", "up")
+    assert (
+        mission_by_hand({"promql": " up ", "model_type": "lgbm", "level": 95.0, "source": "main"}, SETTINGS).name
+        == plain.name
+    )
+    assert mission_by_hand({"promql": "up", "name": "mine"}, SETTINGS).name == "mine"
+
+
+def test_defaults_of_the_flows_are_those_of_a_mission() -> None:
+    defaults = {name: schema.get("default") for name, schema in forecasting.parameters.properties.items()}
+    by_hand = mission_by_hand({**defaults, "promql": "up"}, SETTINGS)
+    assert by_hand == Mission(name=by_hand.name, promql="up")
+
+
+def test_every_parameter_reaches_the_mission() -> None:
+    top = {"step": "5m", "offset": "1m", "timezone": "Europe/Berlin", "season": ["1d"], "max_series": 7}
+    forecast = {"lookback": "3d", "horizon": "3h", "every": "2h", "level": 95.0, "interval_scale": 2.0}
+    detect = {"direction": "above", "min_deviation": [1.0, 2.0], "min_relative_deviation": "20%"}
+    detect |= {"valid_range": [0.0, 5.0], "missing": "zero", "catch_up": "2h"}
+    given = {**top, "labels": {"team": "a"}, **forecast, **detect, "model_type": "mstl", "model_params": {"lags": 3}}
+    assert {"promql", "mission", "pack", "name", "source", *given} == set(forecasting.parameters.properties)
+    assert mission_by_hand({"promql": "up", **given}, SETTINGS) == Mission.model_validate(
+        {
+            "name": name_for_query("main", "up"),
+            "promql": "up",
+            **top,
+            "labels": {"team": "a"},
+            "forecast": {**forecast, "model": {"type": "mstl", "lags": 3}},
+            "detect": detect,
+        }
+    )
+
+
+def test_a_value_that_makes_no_sense_is_named_as_its_parameter() -> None:
+    with pytest.raises(MissionError, match=r"^lookback: .*duration"):
+        mission_by_hand({"promql": "up", "lookback": "long"}, SETTINGS)
+    with pytest.raises(UsageError, match="no source 'other'"):
+        mission_by_hand({"promql": "up", "source": "other"}, SETTINGS)
+
+
+def by_schedule(slug: str | None) -> FlowRun:
+    creator = {"id": uuid4(), "type": "SCHEDULE", "display_value": slug or "IntervalSchedule"}
+    return FlowRun.model_validate({"flow_id": uuid4(), "created_by": creator})
+
+
+NOTHING: dict[str, Any] = {"promql": None, "mission": None, "pack": None}
+SLUG = "at:shop:detect:1m:00"
+
+
+def test_a_pack_whose_schedule_lost_its_parameters_is_known_by_its_slug() -> None:
+    assert flows._subject(NOTHING, "detect", by_schedule(SLUG)) == ("pack", SLUG)
+    # What is said counts more, and only our own slugs say something.
+    assert flows._subject({**NOTHING, "promql": "up"}, "detect", by_schedule(SLUG)) == ("promql", "up")
+    for run in (by_schedule("nightly"), by_schedule(None), FlowRun(flow_id=uuid4())):
+        with pytest.raises(UsageError, match="neither `promql` nor `mission` nor `pack`"):
+            flows._subject(NOTHING, "detect", run)
+
+
+def test_a_run_works_on_one_thing_of_its_own_kind() -> None:
+    run = FlowRun(flow_id=uuid4())
+    with pytest.raises(UsageError, match="promql and pack say two things"):
+        flows._subject({**NOTHING, "promql": "up", "pack": SLUG}, "detect", run)
+    with pytest.raises(UsageError, match="is no forecast pack"):
+        flows._subject({**NOTHING, "pack": SLUG}, "forecast", run)
+    with pytest.raises(UsageError, match="neither"):
+        flows._subject({**NOTHING, "promql": "  "}, "detect", run)
+
+
+# -- runs, on a real Prefect server --------------------------------------------------------------------------------
+
+
+@dataclass
+class World:
+    """A Prefect server, and metrics in memory that the flows find instead of the settings' source."""
+
+    server: PrefectServer
+    store: MemoryStore
+    url: str
+
+    def run(self, flow: Any, **parameters: Any) -> RunState[Any]:
+        return asyncio.run(flow(**parameters, return_state=True))
+
+    def deploy(self, *missions: Mission, since: datetime = EPOCH, pack: str = "00", **pauses: Pause) -> tuple[str, str]:
+        """The slugs of the forecast and the detect pack that these missions are in."""
+        slugs = pack_slug("flows", "forecast", "1h", pack), pack_slug("flows", "detect", "1m", pack)
+        for each in missions:
+            self.server.create_mission(DeployedMission(each, "flows", slugs, since, pauses.get(each.name)))
+        return slugs
+
+    def forecast_before(self, *missions: Mission) -> None:
+        """Forecasts from half an hour ago, so that there is something to score."""
+        past = datetime.now(UTC) - timedelta(minutes=30)
+        stores = {"": self.store}
+        results, _ = write_forecasts(forecast_pass(missions, stores, now=past), stores)
+        assert [result.error for result in results] == [None] * len(missions)
+
+    def scored(self, name: str) -> int:
+        grid = Grid.ending(datetime.now(UTC), STEP, 120)
+        found = self.store.read_scores([mission(name)], grid)
+        return int(np.isfinite(found[name].y).sum()) if name in found else 0
+
+
+@pytest.fixture
+def world(prefect_server: servers.Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[World]:
+    grid = Grid.ending(datetime.now(UTC), STEP, 3 * 1440)
+    y = 100 + np.random.default_rng(1).normal(0, 1, (2, grid.n))
+    y[1, -3:] = 200
+    panel = Panel(tuple(Labels.of({"__name__": "load", "host": host}) for host in "ab"), grid, y)
+    store = MemoryStore({"load": panel, "down": StoreUnavailableError("metrics are away")})
+    monkeypatch.setattr(flows, "open_store", lambda *_, **__: store)
+    monkeypatch.chdir(tmp_path)
+    with connected(prefect_server) as url, PrefectServer(url) as server:
+        yield World(server, store, url)
+
+
+def ended(state: RunState[Any]) -> tuple[str, str]:
+    return str(state.type.value), str(state.name)
+
+
+@pytest.mark.servers
+@pytest.mark.slow
+def test_a_query_by_hand_is_forecast_and_then_scored(world: World) -> None:
+    forecast = world.run(forecasting, promql="load", model_type="seasonal_naive")
+    assert ended(forecast) == ("COMPLETED", "Completed")
+    assert forecast.message == "1 mission forecast, 720 samples stored"
+    name = name_for_query("http://localhost:8428", "load")
+    world.forecast_before(mission(name))
+    scores = world.run(detection, promql="load", model_type="lgbm")
+    assert ended(scores) == ("COMPLETED", "Completed")
+    assert f'worst scores: {name}{{__name__="load",host="b"}}' in (scores.message or "")
+    assert world.scored(name) > 0
+    assert world.store.closed
+
+
+@pytest.mark.servers
+@pytest.mark.slow
+def test_a_run_that_cannot_work_is_failed_with_a_word(world: World) -> None:
+    for parameters, word in [
+        ({}, "neither `promql` nor `mission` nor `pack`"),
+        ({"mission": "flows-gone"}, "no mission flows-gone is deployed"),
+        ({"promql": "load", "lookback": "long"}, "lookback: "),
+        ({"promql": "load", "source": "nowhere"}, "no source 'nowhere'"),
+        ({"promql": "down"}, "metrics are away"),
+    ]:
+        state = world.run(detection, **parameters)
+        assert ended(state) == ("FAILED", "Failed")
+        assert word in (state.message or "")
+
+
+@pytest.mark.servers
+@pytest.mark.slow
+def test_one_failure_leaves_a_pack_partial_and_half_of_them_fail_it(world: World) -> None:
+    good, paused, over, bad = (mission(f"flows-{name}", promql="load") for name in ("good", "paused", "over", "bad"))
+    past = datetime.now(UTC) - timedelta(minutes=1)
+    pauses = {paused.name: Pause(None, "work"), over.name: Pause(past, "over")}
+    forecasts, scores = world.deploy(good, paused, over, bad, **pauses)
+    world.server._ask("PATCH", f"variables/name/{variable_name(bad.name)}", {"value": "nonsense"})
+
+    state = world.run(forecasting, pack=forecasts)
+    assert ended(state) == ("COMPLETED", "Partial")
+    assert "2 missions forecast" in (state.message or "")
+    assert "1 paused" in (state.message or "")
+    assert state.message is not None
+    assert state.message.endswith("1 failed: flows-bad")
+    world.forecast_before(good, paused, over)
+    assert ended(world.run(detection, pack=scores)) == ("COMPLETED", "Partial")
+    assert world.scored(good.name) > 0
+    assert world.scored(over.name) > 0
+    assert world.scored(paused.name) == 0
+
+    table = world.server._ask("GET", "artifacts/forecast-missions/latest")
+    rows = {row["mission"]: row for row in msgspec.json.decode(table["data"])}
+    assert set(rows) == {good.name, over.name, bad.name}
+    assert "holds no mission" in rows[bad.name]["error"]
+    assert rows[good.name]["series"] == 2
+
+    world.server.update_mission(DeployedMission(mission(good.name, promql="down"), "flows", (forecasts, scores), EPOCH))
+    state = world.run(detection, pack=scores)
+    assert ended(state) == ("FAILED", "Failed")
+    assert "2 failed" in (state.message or "")
+
+
+@pytest.mark.servers
+@pytest.mark.slow
+def test_a_pack_that_runs_is_left_alone_until_its_lease_is_over(world: World) -> None:
+    forecasts, _ = world.deploy(mission("flows-lease"), pack="01")
+
+    async def meanwhile(until: timedelta) -> tuple[str, str]:
+        async with get_client() as client, lease.hold(client, forecasts, run="first", lease=until) as held:
+            assert not held.refused
+            return ended(await forecasting(pack=forecasts, return_state=True))
+
+    assert asyncio.run(meanwhile(timedelta(minutes=1))) == ("COMPLETED", "Skipped")
+    assert ended(world.run(forecasting, pack=forecasts)) == ("COMPLETED", "Completed")
+    # A worker that is killed neither renews its lease nor gives it back.
+    name = lease_name(forecasts)
+    over = {"pack": forecasts, "run": "killed", "until": (datetime.now(UTC) - STEP).isoformat(), "done": None}
+    world.server._ask("PATCH", f"variables/name/{name}", {"value": over})
+    assert ended(world.run(forecasting, pack=forecasts)) == ("COMPLETED", "Completed")
+    left = world.server._ask("GET", f"variables/name/{name}")["value"]
+    assert left["until"] is None
+    assert datetime.fromisoformat(left["done"]) > datetime.now(UTC) - STEP
+
+
+@pytest.mark.servers
+@pytest.mark.slow
+def test_a_lease_goes_to_one_of_many_and_covers_the_slots_before_it(world: World) -> None:
+    slug = pack_slug("flows", "detect", "1m", "02")
+    now = datetime.now(UTC)
+
+    async def race() -> list[str]:
+        async with get_client() as client:
+
+            async def one(i: int) -> str:
+                async with lease.hold(client, slug, run=f"run-{i}") as held:
+                    await asyncio.sleep(0 if held.refused else 2)
+                    return held.refused
+
+            return list(await asyncio.gather(*(one(i) for i in range(6))))
+
+    async def turn(due: datetime | None, done: datetime | None) -> str:
+        async with get_client() as client, lease.hold(client, slug, run="turn", due=due) as held:
+            held.done = done or held.done
+            return held.refused
+
+    assert sorted(map(bool, asyncio.run(race()))) == [False] + 5 * [True]
+    assert asyncio.run(turn(now, now)) == ""
+    assert "after this run was due" in asyncio.run(turn(now - STEP, None))
+    assert asyncio.run(turn(None, None)) == ""
+    assert asyncio.run(turn(now + STEP, None)) == ""
+
+
+@pytest.mark.servers
+@pytest.mark.slow
+def test_a_lease_is_renewed_while_it_is_held(world: World) -> None:
+    slug = pack_slug("flows", "detect", "1m", "03")
+
+    async def long() -> str:
+        async with get_client() as client:
+            short = lease.hold(client, slug, run="long", lease=timedelta(seconds=1.5))
+            async with short, AsyncExitStack() as later:
+                await asyncio.sleep(2.5)
+                other = await later.enter_async_context(lease.hold(client, slug, run="other"))
+                return other.refused
+
+    assert "running already, in long" in asyncio.run(long())
+
+
+@pytest.mark.servers
+@pytest.mark.slow
+def test_deploying_again_keeps_what_people_have_set(world: World) -> None:
+    bases, pools = deploy_bases(world.server, work_pool="flows-pool")
+    assert [(base.name, base.work_pool) for base in bases] == [
+        ("forecasting/forecasting-deployment", "flows-pool"),
+        ("detection/detection-deployment", "flows-pool"),
+    ]
+    assert pools == ["flows-pool"]
+    there = world.server.base_deployments()
+    by_hand = {"active": True, "parameters": {"promql": "up"}, "schedule": {"interval": 86400}}
+    for base in there:
+        world.server._ask("POST", f"deployments/{base.id}/schedules", [by_hand])
+        world.server._ask("PATCH", f"deployments/{base.id}", {"paused": True, "job_variables": {"env": {"A": "b"}}})
+    before = [world.server._ask("GET", f"deployments/{base.id}") for base in there]
+    again, pools = deploy_bases(world.server)
+    assert [(base.work_pool, base.made) for base in again] == 2 * [("flows-pool", False)]
+    assert pools == []
+    after = [world.server._ask("GET", f"deployments/{base.id}") for base in there]
+    volatile = {"updated", "last_polled", "status", "updated_by"}
+    for old, new in zip(before, after, strict=True):
+        assert {key: new[key] for key in new if key not in volatile} == {
+            key: old[key] for key in old if key not in volatile
+        }
+        assert new["pull_steps"] == []
+        assert new["entrypoint"].startswith("anomaly_times.scheduling.flows.")
+        assert [schedule["parameters"] for schedule in new["schedules"]] == [{"promql": "up"}]
+        assert new["paused"]
+        for schedule in new["schedules"]:
+            world.server._ask("DELETE", f"deployments/{new['id']}/schedules/{schedule['id']}")
+
+
+@pytest.mark.servers
+@pytest.mark.slow
+def test_the_tasks_make_a_flow_of_ones_own(world: World) -> None:
+    @flow
+    async def own() -> tuple[int, int]:
+        missions = [mission("flows-own")]
+        panel = await flows.read("load", last="1h")
+        forecasts = await flows.forecast(missions, now=datetime.now(UTC) - timedelta(minutes=30))
+        await flows.write(forecasts)
+        written = await flows.write(await flows.detect(missions))
+        return panel.n_series, written.samples
+
+    assert asyncio.run(own()) == (2, 2 * 30)
