@@ -74,6 +74,7 @@ def run_pass(
     *,
     now: datetime,
     window: timedelta | None = None,
+    since: Mapping[str, datetime] | None = None,
     mapper: Mapper = map,
     write: bool = True,
     on_done: Callable[[Result], None] | None = None,
@@ -88,13 +89,14 @@ def run_pass(
         stores: by the source that missions name.
         now: with a time zone.
         window: as for `detect_pass`.
+        since: as for `detect_pass`.
         mapper: runs the missions; one that ends early leaves missions out.
         write: else nothing is stored, and `None` takes the place of what was written.
         on_done: told each result as it comes.
     """
     tell = on_done or (lambda _: None)
     if kind == "detect":
-        found = detect_pass(missions, stores, now=now, window=window, mapper=mapper, on_done=tell)
+        found = detect_pass(missions, stores, now=now, window=window, since=since, mapper=mapper, on_done=tell)
         if not write:
             return list(found), None
         scored, total = write_scores(found, stores)
@@ -155,6 +157,11 @@ def packs_of(missions: Iterable[Mission], *, project: str) -> dict[str, Pack]:
             slug = pack_slug(project, kind, cadence, f"m-{mission.name}" if mission.isolated else "00")
             groups.setdefault((slug, kind, cadence), []).append(mission)
     return {slug: Pack(slug, kind, cadence, tuple(group)) for (slug, kind, cadence), group in groups.items()}
+
+
+def _identity(mission: Mission) -> tuple[object, ...]:
+    """What a forecast must share with a mission, to be one of it."""
+    return mission.promql, mission.step, mission.source, mission.labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,6 +231,7 @@ class Runner:
         self._missions: dict[str, Mission] = {}
         self._packs: dict[str, Pack] = {}
         self._stores: Mapping[str, Store] = {}
+        self._since: Mapping[str, datetime] = {}
         self._stopping = Event()
         # What it would log, it tells by events too.
         logging.getLogger("apscheduler").setLevel(logging.CRITICAL)
@@ -251,6 +259,12 @@ class Runner:
         for slug in packs.keys() - old.keys():
             pack = packs[slug]
             self._scheduler.add_job(self._pass, pack.trigger(), (slug,), id=slug, executor=pack.kind)
+        now = self._clock()
+        self._since = {name: at for name, at in self._since.items() if name in self._missions} | {
+            name: mission.last_time(now)
+            for name, mission in self._missions.items()
+            if name in before and _identity(mission) != _identity(before[name])
+        }
         new = tuple(name for name in self._missions if name not in before)
         changed = tuple(name for name, m in self._missions.items() if before.get(name, m) != m)
         gone = tuple(name for name in before if name not in self._missions)
@@ -272,7 +286,8 @@ class Runner:
             return
         began, now = time.monotonic(), self._clock()
         with ThreadPoolExecutor(self._jobs, thread_name_prefix=kind) as pool:
-            results, written = run_pass(kind, missions, self._stores, now=now, mapper=self._until_stopped(pool))
+            mapper = self._until_stopped(pool)
+            results, written = run_pass(kind, missions, self._stores, now=now, since=self._since, mapper=mapper)
         took = timedelta(seconds=time.monotonic() - began)
         self._tell(PassDone(kind, cadence, now, took, results, written or Written(), first))
 

@@ -165,6 +165,19 @@ def test_a_changed_mission_is_forecast_again_and_one_that_is_gone_runs_no_more()
     assert all(done.cadence == "200ms" for done in tape.passes("detect")[heard + 1 :])
 
 
+@pytest.mark.parametrize(("field", "samples"), [("promql", 0), ("description", 17)])
+def test_a_changed_query_is_not_scored_against_forecasts_of_the_old_one(field: str, samples: int) -> None:
+    store, tape = MemoryStore({QUERY: requests(), "other": requests()}), Tape()
+    slow = mission("a", detect={"every": "1h"})
+    run_pass("forecast", [slow], {"": store}, now=NOW - timedelta(hours=1))
+    with runner(store, tape) as running:
+        running.run([slow])
+        tape.wait(lambda _: bool(tape.passes("forecast")))
+        running.run([fast("a", **{field: "other"})])
+        tape.wait(lambda _: bool(tape.passes("detect")))
+    assert tape.passes("detect")[0].written.samples == samples
+
+
 def test_a_store_that_is_away_fails_passes_and_stops_nothing() -> None:
     store, tape = MemoryStore({QUERY: StoreUnavailableError("away")}), Tape()
     with runner(store, tape) as running:
