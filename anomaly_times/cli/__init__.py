@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from anomaly_times.cli.demo import demo
+from anomaly_times.cli.deploy import deploy
 from anomaly_times.cli.detect import detect
 from anomaly_times.cli.doctor import doctor
 from anomaly_times.cli.forecast import forecast
@@ -23,6 +24,7 @@ from anomaly_times.cli.mission import mission_app
 from anomaly_times.cli.models import models
 from anomaly_times.cli.options import GroupedHelp
 from anomaly_times.cli.run import run
+from anomaly_times.cli.up import up
 from anomaly_times.errors import AnomalyTimesError
 
 __all__ = ["app", "main"]
@@ -107,7 +109,7 @@ def _root(
     pass
 
 
-for _command in (forecast, detect, run, models, doctor, demo):
+for _command in (forecast, detect, run, up, deploy, models, doctor, demo):
     app.command(cls=GroupedHelp)(_command)
 app.add_typer(mission_app)
 
