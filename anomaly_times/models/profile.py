@@ -45,7 +45,7 @@ _LEADS = 7
 _MOMENTS, _FEWEST_MOMENTS, _MOMENTS_A_DAY = 64, 32, 14
 _RIDGE = 20.0
 _BANDS_A_DAY = 12
-_DAYS_ALIKE = 4.0
+_DAYS_ALIKE = 3.0
 _CLIP = 4.0
 _ECHO_RIDGE = 10.0
 _BLOCKS = 16
@@ -89,7 +89,7 @@ class Profile:
         spread = np.ones((len(y), 1))
         for cycle in cycles:
             season = fit_season(z, cycle, part.grid.step)
-            follows = np.nan_to_num(season.n) >= 2 if self.season is not None else believed(season)
+            follows = season.n >= 2 if self.season is not None else believed(season)
             if follows.any():
                 profile = np.where(follows[:, None], season.profile, 0.0)
                 z -= profile[:, cycle.slot]
@@ -167,11 +167,8 @@ def _rest(
     errors /= usual
     by_lead = _size(errors)
     errors /= by_lead[:, :, None]
-    return (
-        ahead,
-        (by_lead @ between) * usual_ahead,
-        np.nan_to_num(tail_quantiles(errors.reshape(len(z), -1), quantiles)),
-    )
+    shape = tail_quantiles(errors.reshape(len(z), -1), quantiles)
+    return ahead, (by_lead @ between) * usual_ahead, np.where(np.isnan(shape), 0.0, shape)
 
 
 def _sample(x: Floats) -> Floats:
@@ -185,7 +182,7 @@ def _order_statistics(x: Floats, *shares: float) -> list[Floats]:
     last = ordered.shape[1] - 1 - np.isnan(ordered).sum(axis=1, keepdims=True)
     rows = np.arange(len(x))[:, None]
     found = ordered[rows, (np.array(shares) * np.maximum(0, last)).astype(np.intp)]
-    return list(np.nan_to_num(found).T[:, :, None])
+    return list(np.where(np.isnan(found), 0.0, found).T[:, :, None])
 
 
 @dataclass(frozen=True)

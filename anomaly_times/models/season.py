@@ -80,19 +80,25 @@ class Cycles:
     @classmethod
     def of(cls, grid: Grid, h: int, period: timedelta, timezone: str) -> Cycles:
         """The cycles of `grid`, and of the `h` points (at least 1) that follow it."""
-        clock = local_ms(Grid(grid.start, grid.step, grid.n + h), timezone)
-        period_ms = milliseconds(period)
-        since = clock - clock[grid.n]
-        slot = (since % period_ms) // grid.step_ms
-        cycle = since[: grid.n] // period_ms
+        if timezone == "UTC":
+            # Cycles count back from the end of the grid, so without changes of clocks only lengths matter.
+            return _utc_cycles(grid.n, h, grid.step, period)
+        return cls._of(local_ms(Grid(grid.start, grid.step, grid.n + h), timezone), grid.n, grid.step, period)
+
+    @classmethod
+    def _of(cls, clock: npt.NDArray[np.int64], n_points: int, step: timedelta, period: timedelta) -> Cycles:
+        period_ms, step_ms = milliseconds(period), milliseconds(step)
+        since = clock - clock[n_points]
+        slot = (since % period_ms) // step_ms
+        cycle = since[:n_points] // period_ms
         # A season changes over the weeks, so old cycles mislead; but an hour of the night says little of the day.
         most = max(MOST_CYCLES, DAY // period)
-        n_cycles = min(most, -int(cycle.min())) if grid.n else 0
-        columns = np.full((n_cycles, -(-period_ms // grid.step_ms)), grid.n, dtype=np.intp)
+        n_cycles = min(most, -int(cycle.min())) if n_points else 0
+        columns = np.full((n_cycles, -(-period_ms // step_ms)), n_points, dtype=np.intp)
         recent = np.flatnonzero(cycle >= -n_cycles)
         # Where clocks go back an hour comes twice: the later one stays.
         columns[cycle[recent] + n_cycles, slot[recent]] = recent
-        return cls(period, columns, slot[: grid.n], slot[grid.n :])
+        return cls(period, columns, slot[:n_points], slot[n_points:])
 
     @cached_property
     def lacking(self) -> int:
@@ -120,6 +126,11 @@ class Cycles:
             return x.reshape(len(x), *self.columns.shape)
         padded = np.concatenate([x, np.full((len(x), 1), np.nan)], axis=1)
         return padded.take(self.columns - first, axis=1)
+
+
+@lru_cache(maxsize=64)
+def _utc_cycles(n_points: int, h: int, step: timedelta, period: timedelta) -> Cycles:
+    return Cycles._of(np.arange(n_points + h, dtype=np.int64) * milliseconds(step), n_points, step, period)
 
 
 @dataclass(frozen=True)
@@ -382,7 +393,7 @@ def fit_season(y: Floats, cycles: Cycles, step: timedelta) -> Season:
     weight = np.clip(nan_median(np.where(enough, slope, np.nan)), 0.0, 1.0)
     profile = np.where(np.isfinite(middle) & (count >= 2), middle, 0.0)
     profile -= profile.mean(axis=1, keepdims=True)
-    profile *= np.nan_to_num(weight)[:, None]
+    profile *= np.where(np.isnan(weight), 0.0, weight)[:, None]
     return Season(cycles, profile, strength, n)
 
 
