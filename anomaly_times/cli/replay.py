@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from anomaly_times.errors import AnomalyTimesError
+from anomaly_times.durations import format_duration
+from anomaly_times.errors import AnomalyTimesError, MissionError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Grid, Labels, Scores
 from anomaly_times.passes import detect_pass, forecast_pass, write_forecasts, write_scores
@@ -30,10 +31,14 @@ _PIECE = 24
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """What a replay found: for each mission (by name) its scores over the whole stretch, or why there are none."""
+    """What a replay found: for each mission (by name) its scores over the whole stretch, or why there are none.
+
+    `unforecast` counts the points of all missions that have no forecast, and so no score.
+    """
 
     scores: Mapping[str, Scores]
     errors: Mapping[str, AnomalyTimesError]
+    unforecast: int = 0
 
 
 def replay(
@@ -56,9 +61,20 @@ def replay(
         every: the cadence of forecasts.
         write: through the stores, as live passes do; else in memory, and nothing is written.
         on_done: called after each time.
+
+    Raises:
+        MissionError: a horizon ends before the next forecast, so that points between would have no score.
     """
+    for mission in missions:
+        if mission.h * mission.step < every:
+            raise MissionError(
+                f"mission {mission.name} forecasts {format_duration(mission.h * mission.step)} ahead, "
+                f"and is forecast every {format_duration(every)} only",
+                hint=f"set `horizon` to {format_duration(every)} or more",
+            )
     found: dict[str, list[Scores]] = {mission.name: [] for mission in missions}
     errors: dict[str, AnomalyTimesError] = {}
+    unforecast = 0
     for at in times:
         forecasts = forecast_pass(missions, stores, now=at)
         if write:
@@ -71,10 +87,11 @@ def replay(
             scored, _ = write_scores(scored, stores)
         errors |= {result.mission.name: result.error for result in scored if result.error is not None}
         for result in scored:
+            unforecast += result.unforecast
             if result.scores is not None:
                 found[result.mission.name].append(result.scores)
         on_done()
-    return Replay({name: join_scores(parts) for name, parts in found.items() if parts}, errors)
+    return Replay({name: join_scores(parts) for name, parts in found.items() if parts}, errors, unforecast)
 
 
 def replay_folder(
@@ -124,7 +141,8 @@ def replay_folder(
         errors |= part.errors
         for name, piece in part.scores.items():
             scores.setdefault(name, []).append(piece)
-    return Replay({name: join_scores(of_one) for name, of_one in scores.items()}, errors)
+    unforecast = sum(part.unforecast for part in parts)
+    return Replay({name: join_scores(of_one) for name, of_one in scores.items()}, errors, unforecast)
 
 
 def _replay_piece(mission: Mission, folder: Path, times: Sequence[datetime], every: timedelta) -> Replay:

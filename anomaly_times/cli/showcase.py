@@ -19,11 +19,13 @@ from anomaly_times.demo import Episode, Findings, Outcome, demo_missions, find_e
 from anomaly_times.durations import EPOCH, format_duration
 from anomaly_times.errors import QueryError, UsageError
 from anomaly_times.mission import Mission
-from anomaly_times.outputs import Chart, Row, Table, Window, render_page
+from anomaly_times.outputs import GENERATOR, Chart, Row, Table, Window, render_page
 from anomaly_times.panel import Labels
 
-__all__ = ["own_metrics", "planted_incidents"]
+__all__ = ["DEMO_FOLDER", "OWN_FOLDER", "own_metrics", "planted_incidents"]
 
+DEMO_FOLDER = Path("at-demo")
+OWN_FOLDER = Path("at-demo-live")
 MARKER = ".anomaly-times-demo"
 REPORT = "report.html"
 HOUR = timedelta(hours=1)
@@ -72,11 +74,16 @@ def planted_incidents(
 def own_metrics(source: str, url: str, folder: Path) -> Path:
     """Forecast and score the last day of a few lively metrics of a server; the page is all that is written.
 
+    Args:
+        source: its name in the settings, or empty.
+        url: its URL instead, or empty.
+        folder: where the page goes; what else is there stays.
+
     Returns:
         The page.
 
     Raises:
-        UsageError: the source is a folder, or the page's folder holds something else.
+        UsageError: the source is a folder, or something else stands where the page goes.
         QueryError: nothing there is lively enough.
         StoreError: the server is away or refuses.
     """
@@ -87,11 +94,12 @@ def own_metrics(source: str, url: str, folder: Path) -> Path:
         raise UsageError(
             f"{described.folder} is a folder", hint="`at detect --url FOLDER --promql METRIC` scores one of its metrics"
         )
+    report = _room_for_page(folder)
     now = datetime.now(UTC)
     with PrometheusStore(described, state=settings.state_url) as store:
         names = candidates(store.metric_names(now - DAY, now))
         with render.progress(f"looking at {len(names)} metrics of {store.name}", len(names)) as advance:
-            missions = pick_lively(store, names, now=now, on_done=advance)
+            missions = pick_lively(store, names, now=now, every=OWN_EVERY, on_done=advance)
         if not missions:
             raise QueryError(
                 f"none of the {len(names)} metrics of {store.name} that were looked at has moved for two days",
@@ -102,11 +110,33 @@ def own_metrics(source: str, url: str, folder: Path) -> Path:
             found = replay(missions, {"": store}, times, every=OWN_EVERY, write=False, on_done=advance)
         where = store.name
     _stop_on_error(found)
-    _make_room(folder)
-    report = folder / REPORT
-    report.write_text(_own_page(where, missions, found, now), encoding="utf-8")
+    missions = sorted(missions, key=lambda mission: -_peak(found, mission))
+    page = _own_page(where, missions, found, now)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        report.write_text(page, encoding="utf-8")
+    except OSError as exc:
+        raise UsageError(f"{report} cannot be written: {exc.strerror}", hint="name another folder with --out") from exc
     _tell_own(f"--url {shlex.quote(url)}" if url else f"--source {shlex.quote(source)}", missions, found, report)
     return report
+
+
+def _room_for_page(folder: Path) -> Path:
+    """The page's place in `folder`: free, or taken by an earlier page of ours.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    page = folder / REPORT
+    try:
+        ours = not page.exists() or GENERATOR in page.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        ours = False
+    if not ours or (folder.exists() and not folder.is_dir()):
+        raise UsageError(
+            f"{page if page.exists() else folder} is there and is not ours", hint="name another folder with --out"
+        )
+    return page
 
 
 def _make_room(folder: Path) -> None:
@@ -139,6 +169,19 @@ def _stop_on_error(found: Replay) -> None:
 
 def _points(found: Replay) -> int:
     return sum(int((scores.score >= 0).sum()) for scores in found.scores.values())
+
+
+def _peak(found: Replay, mission: Mission) -> float:
+    """The highest score of a mission; 0 where it has none."""
+    scores = found.scores.get(mission.name)
+    return 0.0 if scores is None else float(np.nanmax(scores.score, initial=0.0))
+
+
+def _unforecast(found: Replay) -> str:
+    """What to say of points without a forecast; empty where there are none."""
+    if not found.unforecast:
+        return ""
+    return f"{found.unforecast:,} points have no forecast, and so no score"
 
 
 Key = tuple[str, Labels]
@@ -275,6 +318,8 @@ def _tell_planted(
         f"{_points(found):,} points of {series} series scored against hourly forecasts; all of it is in {folder}/"
     )
     render.say(f"found {len(hits)} of {len(findings.outcomes)} planted incidents:")
+    if found.unforecast:
+        render.say(_unforecast(found))
     render.say_table(
         ("", "incident", "began", "after", "what happened"),
         [
@@ -321,11 +366,13 @@ def _tell_own(option: str, missions: Sequence[Mission], found: Replay, report: P
         if scores is None:
             continue
         own = [episode for episode in episodes if episode.mission == mission.name]
-        peak = float(np.nanmax(scores.score, initial=0.0))
+        peak = _peak(found, mission)
         rows.append(
             ([(f"{peak:.2f}", "bad" if own else "good")], str(len(own)), str(len(scores.labels)), mission.promql)
         )
     render.say(f"{_points(found):,} points of the last day scored; nothing was written to the server")
+    if found.unforecast:
+        render.say(_unforecast(found))
     render.say_table((">highest score", ">anomalous stretches", ">series", "query"), rows)
     render.say(f"the page: {report}")
     query = f"{option} --promql {shlex.quote(missions[0].promql)} --step {format_duration(missions[0].step)}"

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from anomaly_times.outputs.html import Chart, Row, Table, Window, render_page
+from anomaly_times.outputs.html import GENERATOR, Chart, Row, Table, Window, render_page
 
-__all__ = ["Chart", "Row", "Table", "Window", "render_page"]
+__all__ = ["GENERATOR", "Chart", "Row", "Table", "Window", "render_page"]

@@ -23,7 +23,10 @@ import numpy.typing as npt
 from anomaly_times.durations import EPOCH
 from anomaly_times.panel import Floats, Grid, round_significant
 
-__all__ = ["MAX_POINTS", "Chart", "Row", "Table", "Window", "render_page"]
+__all__ = ["GENERATOR", "MAX_POINTS", "Chart", "Row", "Table", "Window", "render_page"]
+
+GENERATOR = '<meta name="generator" content="anomaly-times">'
+"""What every page of ours holds, so that it can be told from others."""
 
 MAX_POINTS = 4000
 """A chart with more points is thinned out; the extremes of values and scores stay."""
@@ -115,6 +118,7 @@ def render_page(
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">',
+        GENERATOR,
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="color-scheme" content="light dark">',
         f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>",

@@ -92,13 +92,24 @@ def test_the_demo_looks_at_a_servers_own_metrics_and_only_reads(
     assert "sum by (job) (rate(shop_requests_total[10m]))" in result.stdout
     assert "avg by (job) (shop_queue)" in result.stdout
     assert "node_flat" not in result.stdout
-    assert (tmp_path / "at-demo" / "report.html").read_text().count('class="chart"') == 2
+    assert "576 points of the last day scored" in result.stdout  # 24 hours of both
+    assert [path.name for path in (tmp_path / "at-demo-live").iterdir()] == ["report.html"]
+    assert not (tmp_path / "at-demo").exists()
+    assert (tmp_path / "at-demo-live" / "report.html").read_text().count('class="chart"') == 2
     server.flush()
     names = json.loads(servers.fetch(f"{server.url}/api/v1/label/__name__/values"))["data"]
     assert sorted(names) == sorted(metrics)
 
     for line in re.findall(r"^  (at .*)", result.stdout, re.MULTILINE)[:2]:
         assert at(*shlex.split(line)[1:]).exit_code == 0
+
+
+def test_the_page_of_own_metrics_takes_nobodys_place(at: Run, prom_server: servers.Server, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    result = at("demo", "--url", prom_server.url, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "report.html is there and is not ours" in result.stderr
+    assert (tmp_path / "report.html").read_text() == "mine"
 
 
 def test_a_server_without_lively_metrics_is_told_so(at: Run, prom_server: servers.Server, tmp_path: Path) -> None:

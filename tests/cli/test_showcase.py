@@ -13,7 +13,7 @@ import pytest
 from anomaly_times.cli.lively import candidates, liveliness, pick_lively
 from anomaly_times.cli.replay import join_scores, replay, replay_folder
 from anomaly_times.cli.showcase import planted_incidents
-from anomaly_times.errors import NoSeriesError, UsageError
+from anomaly_times.errors import MissionError, NoSeriesError, UsageError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Floats, Grid, Labels, Panel, Scores
 from anomaly_times.testing import MemoryStore
@@ -105,6 +105,26 @@ def test_a_replay_never_looks_ahead_and_writes_only_when_asked_to() -> None:
     np.testing.assert_array_equal(store.read_scores([mission], scores.grid)["m"].y, stored.scores["m"].score)
 
 
+def test_a_replay_refuses_a_horizon_that_ends_before_the_next_forecast() -> None:
+    store = MemoryStore({QUERY: requests()})
+    mission = Mission.model_validate({"name": "m", "promql": QUERY, "step": "10m", "forecast": {"horizon": "50m"}})
+    with pytest.raises(MissionError, match="m forecasts 50m ahead, and is forecast every 1h only") as caught:
+        replay([mission], {"": store}, [AT - HOUR], every=HOUR, write=False)
+    assert caught.value.hint == "set `horizon` to 1h or more"
+
+
+def test_a_replay_counts_points_without_a_forecast() -> None:
+    panel = requests()
+    y = panel.y.copy()
+    y[0, :-3] = np.nan  # a series that begins after the forecast
+    store = MemoryStore({QUERY: Panel(panel.labels, panel.grid, y)})
+    mission = Mission.model_validate(
+        {"name": "m", "promql": QUERY, "step": "10m", "forecast": {"model": "seasonal_naive"}}
+    )
+    found = replay([mission], {"": store}, [AT - HOUR + mission.offset], every=HOUR, write=False)
+    assert found.unforecast == 2  # one of its three is a gap
+
+
 def test_a_replay_tells_what_failed_and_goes_on() -> None:
     store = MemoryStore({QUERY: requests(), "gone": NoSeriesError("gone")})
     missions = [
@@ -153,23 +173,48 @@ def test_lively_metrics_are_picked_from_different_families_first() -> None:
     wave = 10 + 5 * np.sin(np.arange(576) / 288 * 2 * np.pi)
     slow = wave + np.random.default_rng(0).normal(0, 2, 576)
     job = (Labels.of({"job": "a"}),)
-    store = MemoryStore(
-        {
-            "sum by (job) (rate(http_requests_total[10m]))": Panel(job, grid, wave[None]),
-            "avg by (job) (http_inflight)": Panel(job, grid, wave[None]),
-            "avg by (job) (node_load1)": Panel(job, grid, slow[None]),
-            "avg by (job) (node_flat)": Panel(job, grid, np.ones((1, 576))),
-        }
-    )
+    aggregated = {
+        "sum by (job) (rate(http_requests_total[10m]))": Panel(job, grid, wave[None]),
+        "avg by (job) (http_inflight)": Panel(job, grid, wave[None]),
+        "avg by (job) (node_load1)": Panel(job, grid, slow[None]),
+        "avg by (job) (node_flat)": Panel(job, grid, np.ones((1, 576))),
+    }
+    raw = {name: Panel(job, grid, wave[None]) for name in ("http_requests_total", "http_inflight", "node_load1")}
+    store = MemoryStore({**aggregated, **raw, "node_flat": Panel(job, grid, wave[None])})
     looked: list[int] = []
     names = ["http_requests_total", "http_inflight", "node_load1", "node_flat", "node_gone"]
-    missions = pick_lively(store, names, now=AT + timedelta(minutes=1), n=2, on_done=lambda: looked.append(1))
+    missions = pick_lively(
+        store, names, now=AT + timedelta(minutes=1), every=HOUR, n=2, on_done=lambda: looked.append(1)
+    )
     assert [mission.promql for mission in missions] == [
         "sum by (job) (rate(http_requests_total[10m]))",
         "avg by (job) (node_load1)",
     ]
     assert len(looked) == 5
     assert len({mission.name for mission in missions}) == 2
+    assert {mission.horizon for mission in missions} == {HOUR}
+
+
+@pytest.mark.parametrize(
+    ("labels", "by"),
+    [
+        ([{"job": "a", "instance": "1"}, {"job": "a", "instance": "2"}], "by (instance) "),
+        ([{"job": "a", "instance": "1"}, {"job": "b", "instance": "2"}], "by (job) "),
+        ([{"job": "a", "instance": "1"}], "by (job) "),
+        ([{"room": "hall"}, {"room": "attic"}], "by (room) "),
+        ([{"id": str(i), "room": f"r{i % 2}"} for i in range(13)], "by (room) "),
+        ([{"job": "a"}, {"room": "attic"}], ""),
+        ([{}], ""),
+    ],
+)
+def test_lively_metrics_are_told_apart_by_labels_that_they_have(labels: list[dict[str, str]], by: str) -> None:
+    grid = Grid.ending(AT, timedelta(minutes=5), 576)
+    wave = 10 + 5 * np.sin(np.arange(576) / 288 * 2 * np.pi)
+    raw = Panel.of([Labels.of(row) for row in labels], grid, np.tile(wave, (len(labels), 1)))
+    query = f"avg {by}(heat)" if by else "avg(heat)"
+    store = MemoryStore({"heat": raw, query: Panel((Labels(),), grid, wave[None])})
+    [mission] = pick_lively(store, ["heat"], now=AT + timedelta(minutes=1), every=HOUR)
+    assert mission.promql == query
 
 
 def test_candidates_are_spread_and_dull_or_own_names_left_out() -> None:
@@ -177,6 +222,7 @@ def test_candidates_are_spread_and_dull_or_own_names_left_out() -> None:
     dull = [
         "up",
         "anomaly_score",
+        "anomaly_probe",
         "go_gc_seconds",
         "x_bucket",
         "node_uname_info",
