@@ -53,6 +53,11 @@ MISSION_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62})")
 """What a mission may be called (full match): at most 63 characters."""
 
 
+_STRING = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|`[^`]*`)""")
+_SPACE = re.compile(r"((?<=\w)\s+(?=\w))|\s+")
+"""White space between two words, or any other."""
+
+
 def written_labels(source: Labels, mission: str, extra: Mapping[str, str] | None = None) -> Labels:
     """The labels, less `__name__`, under which results of `mission` for a source series are written.
 
@@ -92,12 +97,13 @@ def source_labels(written: Labels, mission_labels: Mapping[str, str] | None = No
 def name_for_query(source: str, promql: str) -> str:
     """The mission name of a query that was given without one: `q-` and ten hex digits, stable.
 
-    The same for the same source and the same PromQL up to white space outside of strings, whatever else differs, so
-    that a forecast and a detection that were started by hand find each other.
+    The same for the same source and the same PromQL up to white space that separates no words, whatever else differs,
+    so that a forecast and a detection that were started by hand find each other.
     """
-    # White space inside a string is meaning; outside it is layout.
-    parts = re.split(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|`[^`]*`)""", promql.strip())
-    canonical = "".join(part if i % 2 else re.sub(r"\s+", " ", part) for i, part in enumerate(parts))
+    parts = _STRING.split(promql.strip())
+    canonical = "".join(
+        part if i % 2 else _SPACE.sub(lambda found: " " if found[1] else "", part) for i, part in enumerate(parts)
+    )
     return "q-" + hashlib.sha256(f"{source}\0{canonical}".encode()).hexdigest()[:10]
 
 

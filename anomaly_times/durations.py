@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from anomaly_times.errors import UsageError
 
-__all__ = ["EPOCH", "Duration", "format_duration", "milliseconds", "parse_duration"]
+__all__ = ["EPOCH", "Duration", "DurationOrZero", "format_duration", "milliseconds", "parse_duration"]
 
 EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
@@ -59,21 +60,28 @@ def milliseconds(value: timedelta) -> int:
     return value // timedelta(milliseconds=1)
 
 
-def _coerce(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    try:
-        return parse_duration(value)
-    except UsageError as exc:
-        raise ValueError(f"{exc.message}; {exc.hint}") from exc
+def _coerce(value: object, *, zero: bool = False) -> timedelta:
+    if isinstance(value, str) and zero and re.fullmatch(r"0(ms|s|m|h|d)?", value.strip()):
+        return timedelta(0)
+    if isinstance(value, str):
+        try:
+            return parse_duration(value)
+        except UsageError as exc:
+            raise ValueError(f"{exc.message}; {exc.hint}") from exc
+    # A bare number would be seconds to pydantic, and is nothing to PromQL.
+    if not isinstance(value, timedelta):
+        raise ValueError("is not a duration; write it like 30s, 5m, 1h30m or 14d")
+    if value < timedelta(0) or (not value and not zero) or value % timedelta(milliseconds=1):
+        raise ValueError("must be longer than zero, in whole milliseconds")
+    return value
 
 
 _SPELLING = r"^(\d+y)?(\d+w)?(\d+d)?(\d+h)?(\d+m)?(\d+s)?(\d+ms)?$"
+_SCHEMA = WithJsonSchema({"type": "string", "title": "Duration", "pattern": _SPELLING, "minLength": 2})
+_WRITTEN = PlainSerializer(format_duration, return_type=str, when_used="json")
 
-Duration = Annotated[
-    timedelta,
-    BeforeValidator(_coerce),
-    PlainSerializer(format_duration, return_type=str, when_used="json"),
-    WithJsonSchema({"type": "string", "title": "Duration", "pattern": _SPELLING, "minLength": 2}),
-]
-"""A `timedelta` field that reads and writes PromQL durations."""
+Duration = Annotated[timedelta, BeforeValidator(_coerce), _WRITTEN, _SCHEMA]
+"""A `timedelta` field that reads and writes PromQL durations, longer than zero."""
+
+DurationOrZero = Annotated[timedelta, BeforeValidator(partial(_coerce, zero=True)), _WRITTEN, _SCHEMA]
+"""The same, where `0s` makes sense."""

@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from anomaly_times.conventions import LABEL_METRIC, LABEL_MISSION, MISSION_NAME, written_labels
-from anomaly_times.durations import EPOCH, Duration, format_duration, milliseconds, parse_duration
+from anomaly_times.durations import EPOCH, Duration, DurationOrZero, format_duration, milliseconds, parse_duration
 from anomaly_times.panel import Grid, Labels
 from anomaly_times.settings import WriteMode
 
@@ -192,7 +192,9 @@ class Alert(_Spec):
     """When somebody is told; what `at rules` writes."""
 
     above: Positive = Field(default=1.0, description="a score over this is anomalous")
-    for_: Duration = Field(default=parse_duration("5m"), alias="for", description="so long, before anybody is told")
+    for_: DurationOrZero = Field(
+        default=parse_duration("5m"), alias="for", description="so long, before anybody is told"
+    )
     per_series: bool = Field(default=False, description="an alert for each series, instead of one a mission")
     labels: dict[str, str] = Field(default_factory=dict, description="labels of the alert, e.g. severity")
 
@@ -223,7 +225,7 @@ class Mission(_Spec):
     description: str = Field(default="", description="what it is for, in a sentence")
     source: str = Field(default="", description="a source from the settings; the default one if empty")
     step: Duration = Field(default=parse_duration("1m"), description="time between two points")
-    offset: Duration = Field(default=parse_duration("30s"), description="how late samples may arrive")
+    offset: DurationOrZero = Field(default=parse_duration("30s"), description="how late samples may arrive")
     timezone: str = Field(default="UTC", description="IANA name; days and weeks of the season begin by its clock")
     season: Annotated[tuple[Duration, ...] | None, BeforeValidator(_season), _SEASON] = Field(
         default=None, description="`auto` (found in the data), `none`, or periods: [1d, 1w]"

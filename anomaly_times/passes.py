@@ -48,7 +48,7 @@ _RECENT_CADENCES = 3
 
 
 class Mapper(Protocol):
-    """Runs a function over work items, in order: `map`, or what an executor offers."""
+    """Runs a function over work items of this process, in order: `map`, or that of a pool of threads."""
 
     def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> Iterable[R]:
         """The results in the order of the items."""
@@ -76,7 +76,7 @@ class DetectResult:
     """What a detection pass made of one mission: scores, or the error that prevented them.
 
     `gates` and `unforecast` count points as in `scoring.Scored`. `scores` is `None` where there was nothing new to
-    score.
+    score. `again` says that points were scored without a look at what is stored; those are left as they are stored.
     """
 
     mission: Mission
@@ -85,6 +85,7 @@ class DetectResult:
     warnings: tuple[str, ...] = ()
     gates: Mapping[str, int] = field(default_factory=dict)
     unforecast: int = 0
+    again: bool = False
 
 
 def forecast_pass(
@@ -117,6 +118,8 @@ def forecast_pass(
 
 
 def _forecast(mission: Mission, store: Store, *, now: datetime, keep_history: bool) -> ForecastResult:
+    # Before the history is read: a model that cannot be built needs none.
+    model = build_model(mission.forecast.model, season=mission.season, timezone=mission.timezone)
     history = store.read(mission.promql, mission.history_grid(now), max_series=mission.max_series)
     silent = min(history.grid.n, max(1, _SILENT // mission.step))
     alive = np.isfinite(history.y[:, -silent:]).any(axis=1)
@@ -129,7 +132,6 @@ def _forecast(mission: Mission, store: Store, *, now: datetime, keep_history: bo
     if ended:
         history = history.rows(alive)
     history = _without_exclusions(history, mission)
-    model = build_model(mission.forecast.model, season=mission.season, timezone=mission.timezone)
     raw = forecast_with_bounds(model, history, h=mission.h, level=mission.forecast.level)
     forecast = scoring.final_bounds(
         raw,
@@ -155,6 +157,10 @@ def _without_exclusions(history: Panel, mission: Mission) -> Panel:
     for window in mission.forecast.exclude:
         start, end = (milliseconds(at - EPOCH) for at in (window.start, window.end))
         y[:, (times >= start) & (times <= end)] = np.nan
+    if not np.isfinite(y).any():
+        raise MissionError(
+            f"mission {mission.name} excludes all of its history", hint="shorten `exclude`, or lengthen `lookback`"
+        )
     return replace(history, y=y)
 
 
@@ -199,13 +205,14 @@ def detect_pass(
     batches: dict[tuple[object, ...], list[Mission]] = defaultdict(list)
     for mission in missions:
         detect = mission.detect
-        batches[mission.source, mission.step, mission.offset, detect.every, detect.catch_up].append(mission)
+        batches[mission.source, mission.step, mission.offset, detect.period, detect.catch_up].append(mission)
 
     def one(item: _Work) -> DetectResult:
         if item.error is not None or item.grid is None:
             return DetectResult(item.mission, error=item.error)
         try:
-            return _detect(item, item.grid, _store(stores, item.mission))
+            found = _detect(item, item.grid, _store(stores, item.mission))
+            return replace(found, again=window is not None)
         except Exception as exc:  # noqa: BLE001 - the border between missions: none may stop its neighbours
             return DetectResult(item.mission, error=_as_error(exc, item.mission))
 
@@ -281,7 +288,7 @@ def _prepare(
 def _unscored(batch: Sequence[Mission], store: Store, *, now: datetime) -> tuple[dict[str, Grid], dict[str, Panel]]:
     """What each mission has still to score, and the scores found on the way."""
     first = batch[0]
-    recent = first.detect_grid(now, max(_RECENT_CADENCES * first.detect.every, first.step))
+    recent = first.detect_grid(now, _RECENT_CADENCES * max(first.detect.period, first.step))
     scored = dict(store.read_scores(batch, recent))
     silent = [mission for mission in batch if mission.name not in scored]
     grids = {mission.name: recent for mission in batch}
@@ -290,8 +297,8 @@ def _unscored(batch: Sequence[Mission], store: Store, *, now: datetime) -> tuple
         scored |= store.read_scores(silent, wide)
         grids |= {mission.name: wide for mission in silent}
     for name, panel in scored.items():
-        # A series that is late has no score in the window, or an old one: the whole window is read for its sake,
-        # unless all that is known of the mission is scored to the end.
+        # Unless all that is known of the mission is scored to the end, the whole window is read, for the sake of series
+        # that are late by less than that.
         if (_newest(panel.y) == panel.grid.n - 1).all():
             grids[name] = grids[name][grids[name].n :]
     return grids, scored
@@ -305,7 +312,7 @@ def _newest(y: Floats) -> npt.NDArray[np.intp]:
 
 
 def _detect(item: _Work, grid: Grid, store: Store) -> DetectResult:
-    mission = item.mission
+    mission, ignored = item.mission, store.ignore_labels
     try:
         panel = store.read(mission.promql, grid, max_series=mission.max_series)
         forecast = item.forecast()
@@ -314,11 +321,14 @@ def _detect(item: _Work, grid: Grid, store: Store) -> DetectResult:
         if forecast is None:
             raise
         panel = Panel((), grid, np.empty((0, grid.n)))
-    written = mission.written_labels(panel.labels)
+    if forecast is not None and ignored:
+        forecast = replace(forecast, labels=_keys(forecast.labels, ignored))
+    written = _keys(mission.written_labels(panel.labels), ignored)
     warnings = _detect_warnings(written, forecast)
     rows = {row: i for i, row in enumerate(forecast.labels)} if forecast is not None else {}
     if forecast is not None and mission.detect.missing != "ignore":
-        panel, written = _with_vanished(mission, panel, written, forecast)
+        panel = _with_vanished(mission, panel, written, forecast)
+        written = _keys(mission.written_labels(panel.labels), ignored)
 
     bands = np.full((3, panel.n_series, grid.n), np.nan)
     if forecast is not None:
@@ -342,18 +352,20 @@ def _detect(item: _Work, grid: Grid, store: Store) -> DetectResult:
     )
 
 
-def _with_vanished(
-    mission: Mission, panel: Panel, written: tuple[Labels, ...], forecast: Forecast
-) -> tuple[Panel, tuple[Labels, ...]]:
+def _keys(written: tuple[Labels, ...], ignored: tuple[str, ...]) -> tuple[Labels, ...]:
+    """What results are known by: their written labels, less those that a relay may have added."""
+    return tuple(row.without(ignored) for row in written) if ignored else written
+
+
+def _with_vanished(mission: Mission, panel: Panel, written: tuple[Labels, ...], forecast: Forecast) -> Panel:
     """The panel with an empty row for each series that was forecast and is gone."""
     there = set(written)
     gone = [row for row in forecast.labels if row not in there]
     if not gone:
-        return panel, written
+        return panel
     labels = [*panel.labels, *(source_labels(row, mission.labels) for row in gone)]
     empty = np.full((len(gone), panel.grid.n), np.nan)
-    panel = Panel.of(labels, panel.grid, np.concatenate([panel.y, empty]))
-    return panel, mission.written_labels(panel.labels)
+    return Panel.of(labels, panel.grid, np.concatenate([panel.y, empty]))
 
 
 def _blank_scored(score: Floats, grid: Grid, written: Sequence[Labels], scored: Panel) -> Floats:
@@ -397,9 +409,17 @@ def write_scores(results: Sequence[DetectResult], stores: Mapping[str, Store]) -
             by_source[result.mission.source].append(position)
 
     def write(positions: Sequence[int]) -> Written:
-        pairs = [(results[i].mission, scores) for i in positions if (scores := results[i].scores) is not None]
+        pairs, stored = [], Written()
         try:
-            return _store(stores, pairs[0][0]).write_scores(pairs)
+            store = _store(stores, results[positions[0]].mission)
+            for i in positions:
+                mission, scores = results[i].mission, results[i].scores
+                if scores is not None and results[i].again:
+                    scores, skipped = _not_stored(mission, scores, store)
+                    stored += Written(skipped=skipped)
+                if scores is not None:
+                    pairs.append((mission, scores))
+            return store.write_scores(pairs) + stored
         except MissionError as exc:
             # One mission's labels spoil the whole request: the others are sent without it.
             if len(positions) > 1:
@@ -413,6 +433,19 @@ def write_scores(results: Sequence[DetectResult], stores: Mapping[str, Store]) -
     for positions in by_source.values():
         total += write(positions)
     return out, total
+
+
+def _not_stored(mission: Mission, scores: Scores, store: Store) -> tuple[Scores, int]:
+    """`scores` less the points that the store has a score for, and how many series that is."""
+    stored = store.read_scores([mission], scores.grid).get(mission.name)
+    if stored is None:
+        return scores, 0
+    rows = dict(zip(stored.labels, np.isfinite(stored.y), strict=True))
+    nothing = np.zeros(scores.grid.n, dtype=np.bool_)
+    keys = _keys(mission.written_labels(scores.labels), store.ignore_labels)
+    known = np.array([rows.get(row, nothing) for row in keys]).reshape(scores.score.shape)
+    known &= np.isfinite(scores.score)
+    return replace(scores, score=np.where(known, np.nan, scores.score)), int(known.any(axis=1).sum())
 
 
 def _store(stores: Mapping[str, Store], mission: Mission) -> Store:

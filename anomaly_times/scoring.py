@@ -34,23 +34,25 @@ MISSING_SCORE = 2.0
 _NARROWEST = 1e-9
 _RELATIVE_FLOOR = 0.01
 _LARGEST = 1e300
+_OFTEN = 0.02
 
 Bools = npt.NDArray[np.bool_]
 
 
 def resolution(history: Floats) -> Floats:
-    """The smallest step between two values of each series: float64[S], 0 where a series has fewer than two values.
+    """The smallest move of each series from one point to the next: float64[S], 0 where it hardly ever moves.
 
-    A counter of whole requests has 1, a percentage that an exporter rounds has 0.01; a bound closer to the forecast
-    than that would flag the rounding. Differences under a billionth of the values' size are taken for float noise.
+    A gauge of whole requests has 1, a percentage that an exporter rounds has 0.01; a bound closer to the forecast than
+    that would flag the rounding. A series that moves at fewer than one point in fifty has none: its few moves are
+    incidents, and no measure of what is normal. Moves under a billionth of the values' size are float noise.
     """
-    ordered = np.sort(history, axis=1)  # NaN goes last
     with np.errstate(invalid="ignore", over="ignore"):
-        jumps = np.diff(ordered, axis=1)
-        noise = 1e-9 * np.nanmax(np.abs(ordered), axis=1, initial=0.0)
-        jumps[~(jumps > noise[:, None])] = np.inf
-    smallest = jumps.min(axis=1, initial=np.inf)
-    return np.where(np.isfinite(smallest), smallest, 0.0)
+        moves = np.abs(np.diff(history, axis=1))
+        noise = 1e-9 * np.fmax.reduce(np.abs(history), axis=1, initial=0.0)
+        moved = moves > noise[:, None]
+    often = moved.sum(axis=1) >= _OFTEN * np.isfinite(moves).sum(axis=1)
+    smallest = np.where(moved, moves, np.inf).min(axis=1, initial=np.inf)
+    return np.where(often & np.isfinite(smallest), smallest, 0.0)
 
 
 def final_bounds(
@@ -72,8 +74,14 @@ def final_bounds(
     low, high = detect.valid_range
     yhat = round_significant(np.clip(forecast.yhat, max(low, -_LARGEST), min(high, _LARGEST)))
     floor = np.maximum(np.maximum(resolution[:, None], _RELATIVE_FLOOR * np.abs(yhat)), _NARROWEST)
-    below = np.maximum(yhat - np.clip(forecast.lower, -_LARGEST, _LARGEST), floor) * interval_scale[0]
-    above = np.maximum(np.clip(forecast.upper, -_LARGEST, _LARGEST) - yhat, floor) * interval_scale[1]
+    # What is left of a half-width must survive the rounding to nine digits.
+    least = np.maximum(_NARROWEST, 1e-8 * np.abs(yhat))
+    below = np.maximum(
+        np.maximum(yhat - np.clip(forecast.lower, -_LARGEST, _LARGEST), floor) * interval_scale[0], least
+    )
+    above = np.maximum(
+        np.maximum(np.clip(forecast.upper, -_LARGEST, _LARGEST) - yhat, floor) * interval_scale[1], least
+    )
     lower = round_significant(yhat - np.minimum(below, _LARGEST))
     upper = round_significant(yhat + np.minimum(above, _LARGEST))
     known = np.isfinite(yhat) & np.isfinite(lower) & np.isfinite(upper)
@@ -187,7 +195,7 @@ def score(
         "out_of_range": impossible,
         "direction": wrong_side & ~impossible,
         "min_deviation": small & ~wrong_side & ~impossible,
-        "missing": absent,
+        "missing": absent & ~impossible & ~wrong_side & ~small,
     }
     return Scored(
         Scores(tuple(labels), grid, y, yhat, lower, upper, round_significant(result)),

@@ -32,12 +32,20 @@ class MemoryStore:
     Args:
         series: what each query answers, on any grid; an error in place of a panel is raised.
         name: how messages call the store.
+        ignore_labels: labels that results are kept without.
     """
 
-    def __init__(self, series: Mapping[str, Panel | AnomalyTimesError] | None = None, *, name: str = "memory") -> None:
+    def __init__(
+        self,
+        series: Mapping[str, Panel | AnomalyTimesError] | None = None,
+        *,
+        name: str = "memory",
+        ignore_labels: tuple[str, ...] = (),
+    ) -> None:
         self.series = dict(series or {})
         self.closed = False
         self._name = name
+        self._ignored = ignore_labels
         self._forecasts: dict[str, dict[Labels, dict[datetime, tuple[Grid, Floats]]]] = {}
         self._scores: dict[str, dict[Labels, dict[int, float]]] = {}
         self._lock = threading.Lock()
@@ -46,6 +54,11 @@ class MemoryStore:
     def name(self) -> str:
         """How messages call it."""
         return self._name
+
+    @property
+    def ignore_labels(self) -> tuple[str, ...]:
+        """As it was made."""
+        return self._ignored
 
     def read(self, promql: str, grid: Grid, *, max_series: int = 10_000) -> Panel:
         """The panel kept for exactly this query, at the times of `grid`; see `Store.read`."""
@@ -111,7 +124,8 @@ class MemoryStore:
                     raise ValueError("a forecast without a cutoff cannot be written")
                 kept = self._forecasts.setdefault(mission.name, {})
                 values = np.stack([forecast.yhat, forecast.lower, forecast.upper], axis=1)
-                for labels, row in zip(mission.written_labels(forecast.labels), values, strict=True):
+                for written, row in zip(mission.written_labels(forecast.labels), values, strict=True):
+                    labels = written.without(self._ignored)
                     by_cutoff = kept.setdefault(labels, {})
                     finite = np.isfinite(row)
                     series = int(finite.any(axis=1).sum())
@@ -129,7 +143,8 @@ class MemoryStore:
             for mission, scored in scores:
                 kept = self._scores.setdefault(mission.name, {})
                 times = scored.grid.epoch_ms()
-                for labels, row in zip(mission.written_labels(scored.labels), scored.score, strict=True):
+                for written, row in zip(mission.written_labels(scored.labels), scored.score, strict=True):
+                    labels = written.without(self._ignored)
                     finite = np.isfinite(row)
                     if finite.any():
                         kept.setdefault(labels, {}).update(

@@ -43,7 +43,9 @@ def test_a_vanished_series_is_named_so_that_its_results_keep_their_labels(
 def test_a_query_without_a_name_gets_the_same_one_whatever_its_layout() -> None:
     name = name_for_query("prod", "sum(rate(x[5m]))  by (a)")
     assert name == name_for_query("prod", " sum(rate(x[5m]))\n by (a) ")
+    assert name == name_for_query("prod", "sum( rate(x [5m]) )by(a)")
     assert name != name_for_query("dev", "sum(rate(x[5m])) by (a)")
+    assert name_for_query("prod", "a unless b") != name_for_query("prod", "aunless b")
     assert name.startswith("q-")
     assert len(name) == 12
 

@@ -60,6 +60,11 @@ def test_an_exclusion_without_a_zone_is_utc() -> None:
     assert window.end == datetime(2026, 3, 1, 12, 30, tzinfo=timezone(timedelta(hours=1)))
 
 
+def test_no_time_at_all_is_a_good_offset_and_a_good_patience() -> None:
+    made = mission(offset="0s", alert={"for": "0s"})
+    assert made.offset == made.alert.for_ == timedelta(0)
+
+
 def test_a_season_can_be_found_given_or_denied() -> None:
     assert mission().season is None
     assert mission(season="auto").season is None
@@ -93,7 +98,13 @@ def test_a_season_can_be_found_given_or_denied() -> None:
         ({"forecast": {"cron": "61 * * * *"}}, "no cron line"),
         ({"detect": {"cron": "0 0 31 feb *"}}, "no cron line"),
         ({"forecast": {"exclude": [{"start": "2026-03-01T10:00", "end": "2026-03-01T10:00"}]}}, "begin before"),
-        ({"alert": {"for": "0s"}}, "longer than zero"),
+        ({"step": 0}, "not a duration"),
+        ({"step": 60}, "not a duration"),
+        ({"step": True}, "not a duration"),
+        ({"step": timedelta(0)}, "longer than zero"),
+        ({"detect": {"catch_up": timedelta(microseconds=1500)}}, "whole milliseconds"),
+        ({"offset": "-60s"}, "not a duration"),
+        ({"offset": timedelta(minutes=-1)}, "longer than zero"),
         ({"silence": [{"code": "data/gaps", "reason": ""}]}, "at least 1"),
     ],
 )

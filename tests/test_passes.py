@@ -255,6 +255,48 @@ def test_a_query_that_matches_nothing_any_more_is_no_failure_while_it_is_forecas
     assert isinstance(unknown.error, NoSeriesError)
 
 
+def test_labels_that_a_relay_adds_part_no_result_from_its_series() -> None:
+    panel = series(2)
+    labelled = tuple(Labels.of({**dict(row), "cluster": "eu"}) for row in panel.labels)
+    store = MemoryStore({"load": Panel(labelled, panel.grid, panel.y)}, ignore_labels=("cluster",))
+    made = mission(detect={"every": "5m", "missing": "anomaly"})
+    forecast_and_write([made], store, NOW)
+    for minutes in (5, 10):
+        scores = detect_and_write([made], store, NOW + timedelta(minutes=minutes))["load"]
+        assert scores.labels == labelled
+        assert scores.to_frame().height == 2
+    assert detect_and_write([made], store, NOW + timedelta(minutes=10)) == {}
+
+
+def test_what_is_scored_again_on_purpose_is_shown_and_not_stored_over() -> None:
+    panel = series(1)
+    panel.y[0, panel.grid.index(NOW) - 1] -= 60
+    store = MemoryStore({"load": panel})
+    forecast_and_write([mission()], store, NOW - HOURS)
+    detect_and_write([mission()], store, NOW - timedelta(minutes=20))
+    above = mission(detect={"every": "5m", "direction": "above"})
+    results, written = write_scores(detect_pass([above], {"": store}, now=NOW, window=HOURS), {"": store})
+    assert results[0].scores is not None
+    assert np.isfinite(results[0].scores.score).all()
+    assert (written.samples, written.skipped) == (4, 1)
+
+
+def test_a_cron_line_of_a_detection_says_how_far_back_it_looks() -> None:
+    made = mission(detect={"cron": "0 */6 * * *"}, forecast={"lookback": "7d", "every": "12h", "model": "profile"})
+    store = MemoryStore({"load": series(1)})
+    forecast_and_write([made], store, NOW - 12 * HOURS)
+    detect_and_write([made], store, NOW - 6 * HOURS)
+    found = detect_and_write([made], store, NOW)["load"]
+    assert found.to_frame().height == 72
+
+
+def test_a_mission_that_excludes_all_of_its_history_is_told_so() -> None:
+    window = {"lookback": "7d", "exclude": [{"start": NOW - timedelta(days=30), "end": NOW + HOURS}]}
+    (result,) = forecast_pass([mission(forecast=window)], {"": MemoryStore({"load": series()})}, now=NOW)
+    assert result.error is not None
+    assert "excludes all" in result.error.message
+
+
 def test_forecasts_made_in_memory_can_be_scored_against() -> None:
     store = MemoryStore({"load": series()})
     (made,) = forecast_pass([mission()], {"": store}, now=NOW)

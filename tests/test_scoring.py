@@ -153,8 +153,28 @@ def test_extreme_values_neither_warn_nor_overflow(value: float) -> None:
     assert np.isfinite(one_score(-value, yhat=yhat, lower=lower, upper=upper))
 
 
-def test_the_resolution_is_the_smallest_step_between_values() -> None:
+def test_the_resolution_is_the_smallest_move_between_neighbours() -> None:
     history = np.array(
         [[3.0, 1, 1, NAN, 7], [0.1 + 0.2, 0.3, 0.7, 0.7, 0.3], [5, 5, 5, 5, 5], [NAN] * 5, [1, NAN, NAN, NAN, NAN]]
     )
     assert resolution(history) == pytest.approx([2, 0.4, 0, 0, 0])
+
+
+@pytest.mark.parametrize(("usual", "incident"), [(1.0, 0.0), (0.0, 500.0), (100.0, 1e6)])
+def test_an_incident_in_a_series_that_never_moves_does_not_set_its_resolution(usual: float, incident: float) -> None:
+    history = np.full((1, 1000), usual)
+    history[0, 500:505] = incident
+    assert resolution(history).tolist() == [0.0]
+
+
+def test_a_band_is_never_scaled_to_nothing() -> None:
+    yhat, lower, upper = finalised(5, 4, 6, scale=(1e-12, 1e-12))
+    assert lower < yhat < upper
+    assert one_score(5, yhat=yhat, lower=lower, upper=upper) == 0
+
+
+def test_a_point_is_counted_by_one_gate() -> None:
+    grid = Grid(NOON, timedelta(minutes=1), 1)
+    band = (np.array([[10.0]]), np.array([[5.0]]), np.array([[20.0]]))
+    detect = Detect.model_validate({"missing": "zero", "direction": "above"})
+    assert score([Labels()], grid, np.array([[NAN]]), band, detect).gates == {"direction": 1}

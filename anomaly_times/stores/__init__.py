@@ -47,6 +47,11 @@ class Store(Protocol):
         """How messages call it: the base URL or the folder, without secrets."""
         ...
 
+    @property
+    def ignore_labels(self) -> tuple[str, ...]:
+        """Labels that a relay adds to what is written; no result is told from another by them."""
+        ...
+
     def read(self, promql: str, grid: Grid, *, max_series: int = 10_000) -> Panel:
         """The series that `promql` answers at the times of `grid`; points without a sample are NaN, as are ±Inf.
 

@@ -75,6 +75,11 @@ class FolderStore:
         """The path of the folder, or of the file."""
         return str(self._path)
 
+    @property
+    def ignore_labels(self) -> tuple[str, ...]:
+        """None: nothing comes between us and a folder."""
+        return ()
+
     def read(self, promql: str, grid: Grid, *, max_series: int = 10_000) -> Panel:
         """The series that a selector matches, at the times of `grid`; see `Store.read`, and above for alignment.
 

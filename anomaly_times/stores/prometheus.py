@@ -43,6 +43,7 @@ _IN_FLIGHT = 2
 _LONGEST_SELECTOR = 16_000
 _BYTES_A_SAMPLE, _BYTES_A_SERIES, _BYTES_ANYWAY = 50, 4096, 64 * 1024 * 1024
 
+_OURS = (*FORECAST_METRICS, SCORE)
 _REFUSED_QUERY = (400, 422)
 _OUT_OF_TIME = re.compile("timeout exceeded|timed out|deadline exceeded", re.IGNORECASE)
 # -search.latencyOffset is 30 s and applies to steps below -search.maxStepForPointsAdjustment, 1 m.
@@ -74,6 +75,11 @@ class PrometheusStore:
     def name(self) -> str:
         """The base URL for queries."""
         return self.source.read_url
+
+    @property
+    def ignore_labels(self) -> tuple[str, ...]:
+        """As the source says."""
+        return self.source.ignore_labels
 
     @property
     def is_victoria_metrics(self) -> bool:
@@ -108,6 +114,11 @@ class PrometheusStore:
             labels, y = self._range(promql, grid, url, max_series=max_series)
         except RefusedError as exc:
             raise self._refused(query, exc) from exc
+        if not any(name in promql for name in _OURS):
+            # A wide selector such as {job="a"} must not forecast forecasts, more of them with every run.
+            own = np.array([row.get("__name__") in _OURS for row in labels], dtype=np.bool_)
+            if own.any():
+                labels, y = [row for row, ours in zip(labels, own, strict=True) if not ours], y[~own]
         if not labels:
             raise self._nothing(query, grid)
         return Panel(tuple(labels), grid, y)

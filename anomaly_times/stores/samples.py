@@ -19,6 +19,9 @@ VictoriaMetrics takes 32 MiB, gateways before it often less.
 """
 
 
+_SAMPLES = 10_000
+
+
 @dataclass(frozen=True, eq=False)
 class Samples:
     """`values[i, m, t]` is the sample of metric `metrics[m]` with `labels[i]` at `timestamps[t]`.
@@ -52,6 +55,13 @@ class Samples:
             return self
         rows = np.flatnonzero(keep).tolist()
         return replace(self, labels=[self.labels[i] for i in rows], values=self.values[rows])
+
+    def by_time(self) -> Iterator[Samples]:
+        """The same in order of time, so that each part fits into about one request; all series are in each part."""
+        columns = max(1, _SAMPLES // max(1, len(self.labels) * len(self.metrics)))
+        for first in range(0, len(self.timestamps), columns):
+            part = slice(first, first + columns)
+            yield replace(self, timestamps=self.timestamps[part], values=self.values[:, :, part])
 
     def cuts(self, row_bytes: Sequence[int], *, per_sample: int) -> Iterator[slice]:
         """Rows that fit into one request each, in order; rows without anything finite may be in none.

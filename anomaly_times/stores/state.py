@@ -83,9 +83,10 @@ class ForecastFiles:
             new, stored = frame, None
             if path.exists():
                 stored = read_results([path], _columns(), lambda rows: rows)
-                new = frame.join(stored, on="unique_id", how="anti")
+                new = frame.join(stored, on=("unique_id", "ds"), how="anti")
             if not new.is_empty():
                 write_parquet(path, new if stored is None else pl.concat([stored, new]))
+        # A horizon that grew adds times to a series that is stored.
         offered, added = frame["unique_id"].n_unique(), new["unique_id"].n_unique()
         of_each = len(_VALUES)
         return Written(samples=of_each * len(new), series=of_each * added, skipped=of_each * (offered - added))

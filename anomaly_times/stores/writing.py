@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
+import numpy.typing as npt
 
 from anomaly_times.conventions import FORECAST_METRICS, LABEL_MISSION, LOWER, PRED, SCORE, UPPER, lead_ms
 from anomaly_times.durations import EPOCH, format_duration, milliseconds
@@ -70,8 +71,8 @@ def write_forecasts(store: PrometheusStore, items: Sequence[tuple[Mission, Forec
         files = ForecastFiles(store.state)
         for mission, forecast in later:
             written += files.write(mission, forecast)
-        # By the clock of the forecasts, so that a pass over the past keeps what it needs.
-        files.prune(min(forecast.cutoff for _, forecast in later if forecast.cutoff))
+        # By the time of the forecasts, so that a pass over the past keeps what it needs, and never past the present.
+        files.prune(min([datetime.now(UTC), *(forecast.cutoff for _, forecast in later if forecast.cutoff)]))
     blocks = []
     for mission, samples in ahead:
         missing, skipped = _without_stored(store, mission, samples)
@@ -86,6 +87,9 @@ def write_scores(store: PrometheusStore, items: Sequence[tuple[Mission, Scores]]
     Where forecasts are not written ahead, the forecast and its bounds go beside each score, and only points past the
     newest stored score of their series: a plain Prometheus refuses a whole request for one older sample.
 
+    Oldest first, all series of a mission together: where a write breaks off in the middle, the newest score of every
+    series says truly how far it came.
+
     Raises:
         MissionError: two series would be written as one, or a limit of the server would be passed.
         StoreError: the server is away, refuses, or dropped what it accepted.
@@ -96,18 +100,19 @@ def write_scores(store: PrometheusStore, items: Sequence[tuple[Mission, Scores]]
     beside = [(mission, scores) for mission, scores in checked if not store.writes_ahead(mission)]
     newest = _newest_scores(store, beside)
     ignored = store.source.ignore_labels
-    blocks, skipped = [], 0
+    blocks: list[Samples] = []
+    skipped = 0
     for mission, scores in checked:
         times = scores.grid.epoch_ms()
         if store.writes_ahead(mission):
-            blocks.append(Samples((SCORE,), scores.labels, times, scores.score[:, None, :]))
+            blocks += Samples((SCORE,), scores.labels, times, scores.score[:, None, :]).by_time()
             continue
         values = np.stack([scores.score, scores.yhat, scores.lower, scores.upper], axis=1)
         values[~np.broadcast_to(np.isfinite(scores.score)[:, None, :], values.shape)] = np.nan
         stored = np.array([newest.get((mission.name, row.without(ignored)), -1) for row in scores.labels], np.int64)
         fresh = np.where(times > stored[:, None, None], values, np.nan)
         skipped += int(np.isfinite(values).any(axis=2).sum() - np.isfinite(fresh).any(axis=2).sum())
-        blocks.append(Samples((SCORE, PRED, LOWER, UPPER), scores.labels, times, fresh))
+        blocks += Samples((SCORE, PRED, LOWER, UPPER), scores.labels, times, fresh).by_time()
     return send(store, blocks) + Written(skipped=skipped)
 
 
@@ -203,35 +208,48 @@ def _forecast_samples(
 def _without_stored(store: PrometheusStore, mission: Mission, samples: Samples) -> tuple[Samples, int]:
     """`samples` less the metrics of series that the store has, and how many those are.
 
-    A series that was cut off in the middle has its first sample and lacks its last, or the other way round: what has
-    both is complete. Each cutoff has timestamps of its own, so another forecast is never taken for this one.
+    Most times nothing or all is there, which the first and the last sample of each series tell. Else every sample is
+    looked for: a write broke off, or this forecast reaches further than the one that is stored. Each cutoff has
+    timestamps of its own, so another forecast is never taken for this one.
     """
     if not samples.labels:
         return samples, 0
     finite = np.isfinite(samples.values[:, 0])
-    ends = (finite.argmax(axis=1), finite.shape[1] - 1 - finite[:, ::-1].argmax(axis=1))
+    first, last = finite.argmax(axis=1), finite.shape[1] - 1 - finite[:, ::-1].argmax(axis=1)
+    times = samples.timestamps
+    heads, tails = (
+        [_find_stored(store, mission, samples, int(times[column]), int(times[column])) for column in np.unique(columns)]
+        for columns in (first, last)
+    )
+    if not any(found.any() for found in heads):
+        return samples, 0
+    stored: npt.NDArray[np.bool_] = np.any([*heads, *tails], axis=0)
+    ends = np.stack([first, last], axis=1)[:, None, :]
+    whole: npt.NDArray[np.bool_] = np.all(np.take_along_axis(stored, ends, axis=2), axis=2)
+    if not np.all(whole):
+        stored = _find_stored(store, mission, samples, int(times[0]), int(times[-1]))
+    values = np.where(stored | whole[:, :, None], np.nan, samples.values)
+    return replace(samples, values=values).where(np.any(np.isfinite(values), axis=(1, 2))), int(whole.sum())
+
+
+def _find_stored(
+    store: PrometheusStore, mission: Mission, samples: Samples, start_ms: int, end_ms: int
+) -> npt.NDArray[np.bool_]:
+    """Which of `samples` the store has, of those from `start_ms` to `end_ms`: bool[S, M, T]."""
     ignored = ("__name__", *store.source.ignore_labels)
-    keys = [row.without(ignored) for row in samples.labels]
-    query = f'{{__name__=~"{uncached(*FORECAST_METRICS)}",{LABEL_MISSION}="{mission.name}"}}[1ms]'
-    stored = np.ones((len(keys), len(samples.metrics)), dtype=np.bool_)
-    # The last sample first: mostly nothing is there, and the first needs no look.
-    for column in np.unique(np.concatenate(ends))[::-1]:
-        of_column = (ends[0] == column) | (ends[1] == column)
-        if not stored[of_column].any():
-            continue
-        at = EPOCH + timedelta(milliseconds=int(samples.timestamps[column]))
-        answer = store.query(query, at, url=store.source.readback_url)
-        # Some servers take the start of a window in: there, a millisecond before, another cutoff may be.
-        found = {
-            (labels.get("__name__"), labels.without(ignored))
-            for labels, kept in answer
-            if any(time == samples.timestamps[column] for time, _ in kept)
-        }
-        for i in np.flatnonzero(of_column):
-            for m, metric in enumerate(samples.metrics):
-                stored[i, m] &= (metric, keys[i]) in found
-    missing = replace(samples, values=np.where(stored[:, :, None], np.nan, samples.values))
-    return missing.where(~np.all(stored, axis=1)), int(stored.sum())
+    rows = {row.without(ignored): i for i, row in enumerate(samples.labels)}
+    metrics = {metric: m for m, metric in enumerate(samples.metrics)}
+    columns = {int(at): t for t, at in enumerate(samples.timestamps)}
+    selector = f'{{__name__=~"{uncached(*samples.metrics)}",{LABEL_MISSION}="{mission.name}"}}'
+    at = EPOCH + timedelta(milliseconds=end_ms)
+    # A window is open at its start; where a server takes the start in, the exact time below parts what is ours.
+    answer = store.query(f"{selector}[{end_ms - start_ms + 1}ms]", at, url=store.source.readback_url)
+    stored = np.zeros(samples.values.shape, dtype=np.bool_)
+    for labels, kept in answer:
+        row, metric = rows.get(labels.without(ignored)), metrics.get(labels.get("__name__"))
+        if row is not None and metric is not None:
+            stored[row, metric, [columns[time] for time, _ in kept if time in columns]] = True
+    return stored
 
 
 def uncached(*names: str) -> str:

@@ -105,6 +105,15 @@ def test_a_retry_fills_only_the_series_that_lack_the_cutoff(tmp_path: Path) -> N
     assert got == {"a": [99.0], "b": [10.0], "c": [99.0]}
 
 
+def test_a_longer_forecast_of_the_same_cutoff_adds_only_what_lies_beyond(tmp_path: Path) -> None:
+    files, longer = ForecastFiles(tmp_path), forecast(T0, 100.0, h=6)
+    files.write(mission(), forecast(T0, 1.0, h=4))
+    added = files.write(mission(), longer)
+    assert (added.samples, added.skipped) == (3 * 2 * 2, 0)
+    found = files.read([mission()], longer.grid)["m"]
+    assert rows(found) == {host: [1.0, 2.0, 3.0, 4.0, 104.0, 105.0] for host in "ab"}
+
+
 def test_missions_are_kept_apart_and_those_without_anything_are_absent(tmp_path: Path) -> None:
     files = ForecastFiles(tmp_path)
     assert files.read([mission()], Grid(T0, STEP, 3)) == {}

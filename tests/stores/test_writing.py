@@ -17,7 +17,7 @@ import pytest
 from pydantic import SecretStr
 
 from anomaly_times.durations import EPOCH
-from anomaly_times.errors import MissionError, StoreError, UsageError
+from anomaly_times.errors import MissionError, StoreError, StoreUnavailableError, UsageError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Forecast, Grid, Labels, Scores, round_significant
 from anomaly_times.settings import Source, WriteMode
@@ -154,6 +154,60 @@ def test_a_forecast_is_known_again_as_soon_as_it_can_be_read(vm_server: Server, 
         tries = (f'anomaly_pred{{mission="soon",try!="{i}"}}[1ms]' for i in itertools.count())
         wait_until(lambda: bool(store.query(next(tries), NOW + STEP - timedelta(milliseconds=1))))
         assert store.write_forecasts([(watched, forecast(series(2)))]) == Written(skipped=6)
+
+
+@pytest.mark.servers
+def test_a_longer_forecast_of_the_same_cutoff_never_gives_a_time_two_values(vm_server: Server, tmp_path: Path) -> None:
+    watched, short, long = mission("longer"), forecast(series(2)), forecast(series(2), value=7.0, h=6)
+    with store_of(vm_server, tmp_path) as store:
+        store.write_forecasts([(watched, short)])
+        export(vm_server, "{mission='longer'}")
+        assert store.write_forecasts([(watched, long)]).samples == 2 * 2 * 3
+    kept = [times for _, times, _ in export(vm_server, "{mission='longer'}")]
+    assert [len(times) for times in kept] == [6] * 6
+    assert all(len(set(times)) == len(times) for times in kept)
+
+
+@pytest.mark.servers
+def test_a_write_of_scores_that_breaks_off_is_finished_by_the_next_pass(
+    vm_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first scores ever, of which a part arrives: no series may look done."""
+    monkeypatch.setattr(samples, "_SAMPLES", 30)
+    monkeypatch.setattr(samples, "MAX_BYTES", 600)
+    watched = mission("torn")
+    found = scores(series(5), Grid.ending(NOW, STEP, 12))
+    with store_of(vm_server, tmp_path) as store:
+        request, sent = store.client.request, 0
+
+        def breaks_off(method: str, url: str, **options: Any) -> bytes:
+            nonlocal sent
+            sent += url.endswith("/write")
+            if sent > 3:
+                raise StoreUnavailableError("gone")
+            return request(method, url, **options)
+
+        monkeypatch.setattr(store.client, "request", breaks_off)
+        with pytest.raises(StoreUnavailableError):
+            store.write_scores([(watched, found)])
+        monkeypatch.undo()
+        export(vm_server, "{mission='torn'}")
+        stored = store.read_scores([watched], found.grid)["torn"]
+        assert np.isfinite(stored.y).any()
+        assert not np.isfinite(stored.y[:, -1]).any()
+
+
+@pytest.mark.servers
+def test_a_wide_selector_does_not_read_our_own_results(vm_server: Server, tmp_path: Path) -> None:
+    labels = (Labels.of({"instance": "wide", "job": "own-results"}),)
+    watched, found = mission("wide"), forecast(labels)
+    with store_of(vm_server, tmp_path) as store:
+        writing.send(store, [Samples(("a_metric",), labels, found.grid.epoch_ms(), found.yhat[:, None, :])])
+        store.write_forecasts([(watched, found)])
+        export(vm_server, "{mission='wide'}")
+        panel = store.read('{job="own-results"}', found.grid)
+        assert [row.get("__name__") for row in panel.labels] == ["a_metric"]
+        assert store.read('anomaly_pred{job="own-results"}', found.grid).n_series == 1
 
 
 @pytest.mark.servers
