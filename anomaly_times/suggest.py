@@ -138,7 +138,8 @@ def suggest_preset(preset: str, store: Store, *, source: str = "", now: datetime
     examiner = Examiner(store, now)
     for template in known.templates:
         filled = _labels_of(template, known, store, now)
-        missing = [need for need in template.needs if not _matches(store, Text(need).safe_substitute(filled), now)]
+        needs = [Text(need).safe_substitute(filled) for need in template.needs]
+        missing = [need for need in needs if not _matches(store, need, now)]
         if missing:
             skipped.append(f"{template.name} left out: nothing matches {' or '.join(missing)}")
             continue

@@ -29,6 +29,8 @@ __all__ = ["LOOKS", "Dead", "Evidence", "Examiner"]
 LOOKS = 48
 """In so many places the lookback is looked at."""
 _RECENT = 120
+# VictoriaMetrics answers no sample older than a step where it sees too few of them to know how often they come.
+_NOW = 12
 _RECENT_POINTS = 100_000
 _MOST_SELECTORS = 8
 _FLOOD = 10
@@ -112,7 +114,7 @@ class Examiner:
             return self._folder(mission)
         at, ahead = mission.last_time(self._now), server.writes_ahead(mission)
         try:
-            count = self._count(mission.promql, Grid.ending(at, mission.step, 1))
+            count = self._count(mission.promql, Grid.ending(at, mission.step, _NOW))
             seen, flood = self._lookback(mission, count)
             recent = self._recent(mission, count) if count else None
         except NoSeriesError as exc:
@@ -160,7 +162,7 @@ class Examiner:
     def _count(self, promql: str, grid: Grid) -> int:
         try:
             # On lines of its own: a query may end in a comment.
-            return int(self._store.read(f"count(\n{promql}\n)", grid).y[0, 0])
+            return int(np.nanmax(self._store.read(f"count(\n{promql}\n)", grid).y))
         except NoSeriesError:
             return 0
         except QueryError:
@@ -193,7 +195,7 @@ class Examiner:
     def _folder(self, mission: Mission) -> Evidence:
         grid = mission.history_grid(self._now)
         try:
-            whole = self._store.read(mission.promql, grid, max_series=mission.max_series)
+            whole = self._store.read(mission.promql, grid, max_series=_FLOOD * mission.max_series)
         except NoSeriesError as exc:
             return Evidence(nothing=exc)
         except QueryError as exc:
@@ -246,7 +248,10 @@ def _interval(server: PrometheusStore, selector: str, at: datetime) -> timedelta
 def _usual(interval: timedelta) -> timedelta:
     """`interval`, or what it was meant to be: scrapers are some milliseconds early or late."""
     near = min(_USUAL_INTERVALS, key=lambda usual: abs(interval - usual))
-    return near if abs(interval / near - 1) < _JITTER else timedelta(seconds=max(1, round(interval.total_seconds())))
+    if abs(interval / near - 1) < _JITTER:
+        return near
+    whole = timedelta(seconds=1) if interval > timedelta(seconds=1) else timedelta(milliseconds=100)
+    return max(1, round(interval / whole)) * whole
 
 
 def _why_dead(server: PrometheusStore, use: Use, start: datetime, end: datetime) -> Dead | None:

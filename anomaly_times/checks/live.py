@@ -173,7 +173,7 @@ def short_season(subject: Subject) -> Iterator[Found]:
         if history is not None and history < 2 * period <= mission.forecast.lookback:
             yield Found(
                 ("season",),
-                f"there are {_about(history)} of history, and a season of {format_duration(period)} takes two of them: "
+                f"there are {_about(history)} of history at most, and a season of {format_duration(period)} takes two: "
                 "until then bounds are wide, and the rhythm counts as anomalous or not at all",
                 "wait, or load older data",
             )
@@ -186,7 +186,7 @@ def short_history(subject: Subject) -> Iterator[Found]:
     if history is not None:
         yield Found(
             ("forecast", "lookback"),
-            f"there are {_about(history)} of history, less than the lookback of "
+            f"there are {_about(history)} of history at most, less than the lookback of "
             f"{format_duration(mission.forecast.lookback)}: forecasts get better until it is there",
         )
 
