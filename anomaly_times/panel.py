@@ -58,7 +58,7 @@ class Labels(tuple[tuple[str, str], ...]):
         if "\\" not in body and body.endswith('"'):
             # Without an escape every quote is a delimiter: five times faster than the pattern below.
             plain = [pair.partition('="') for pair in body[:-1].split('",')]
-            if all(key and key.isidentifier() and '"' not in value for key, _, value in plain):
+            if all(middle and key.isidentifier() and '"' not in value for key, middle, value in plain):
                 return cls.of(_once(pairs + [(key, value) for key, _, value in plain], text))
         at = 0
         while match := _PAIR.match(body, at):

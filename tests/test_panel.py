@@ -40,6 +40,12 @@ def test_labels_survive_pickling_and_stay_labels() -> None:
     assert row.without(["a"]) == labels(b="2")
 
 
+@pytest.mark.parametrize("text", ['{a"}', "{a}", '{a="1"', 'a="1"', '{a="1",a="2"}', '{="1"}'])
+def test_what_is_no_label_set_is_not_parsed(text: str) -> None:
+    with pytest.raises(ValueError, match="label"):
+        Labels.parse(text)
+
+
 def test_a_grid_includes_both_ends() -> None:
     grid = Grid(NOON, MINUTE, 3)
     assert grid.end == NOON + 2 * MINUTE

@@ -344,7 +344,7 @@ def _pause(attempt: int) -> float:
 
 def _retry_after(text: str) -> float | None:
     """Seconds to wait by `Retry-After` (a number or an HTTP date); `None` if it says nothing."""
-    if text.strip().isdigit():
+    if text.isascii() and text.strip().isdecimal():
         return float(text)
     try:
         at = email.utils.parsedate_to_datetime(text)
