@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import typer
 
 from anomaly_times.cli import options as opt
+from anomaly_times.errors import NoSeriesError
 
 if TYPE_CHECKING:
-    from anomaly_times.panel import Forecast
+    from anomaly_times.panel import Forecast, Grid
+    from anomaly_times.passes import DetectResult
     from anomaly_times.stores import Store
 
-__all__ = ["detect", "forecast_for"]
+__all__ = ["Found", "detect", "merged_forecast", "score"]
 
 
 def detect(
@@ -48,9 +51,9 @@ def detect(
 ) -> None:
     """Score the newest points of missions, or of one query; store it.
 
-    Points are held against the stored forecast. Where there is none for a query, one is made for the occasion, from
-    what was known before the scored points; options of time and model serve that forecast alone. Without FILES and
-    --promql it is the missions of missions/.
+    Points are held against the stored forecast. Those of a query that it lacks are held against one made for the
+    occasion, from what was known before the scored points; options of time and model serve that forecast alone. Without
+    FILES and --promql it is the missions of missions/.
 
     Examples: at detect missions/
 
@@ -59,7 +62,7 @@ def detect(
     from anomaly_times.cli import render
     from anomaly_times.cli.from_files import pass_over_files
     from anomaly_times.cli.views import DetectView
-    from anomaly_times.passes import detect_pass, write_scores
+    from anomaly_times.passes import write_scores
 
     if files or promql is None:
         opt.require_file_options(ctx)
@@ -69,32 +72,92 @@ def detect(
     query, form = opt.query_from_options(ctx.params), opt.output_format(output, out, plot)
     window = opt.parse_window(last, "--last")
     with query.open() as store, render.working(f"scoring {query.mission.promql}"):
-        stores = query.stores(store)
-        made = forecast_for(query, store, window or query.mission.detect.catch_up)
-        forecasts = {query.mission.name: made} if made else None
-        results = detect_pass([query.mission], stores, now=query.now, window=window, forecasts=forecasts)
-        results, written = (results, None) if dry_run else write_scores(results, stores)
-    view = DetectView.of(query, results[0], written, made=made)
+        found = score(query, store, window=window)
+        written, failed = None, None
+        if not dry_run and found.result.error is None:
+            [stored], written = write_scores([found.result], query.stores(store))
+            failed = stored.error
+    view = DetectView.of(query, found.result, written, made=found.made, mixed=found.mixed, failed=failed)
     render.show(view, form, out=out, plot=plot, top=top)
+    if failed is not None:
+        raise failed
 
 
-def forecast_for(query: opt.Query, store: Store, window: timedelta) -> Forecast | None:
-    """A forecast of the window, as it would have been made right before it; `None` where one is stored.
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a detection found; `made` is a forecast that it made for the occasion, `mixed` if stored ones served too."""
+
+    result: DetectResult
+    made: Forecast | None = None
+    mixed: bool = False
+
+
+def score(query: opt.Query, store: Store, *, window: timedelta | None) -> Found:
+    """Hold a query's points against its stored forecast; those that it lacks against one made for the occasion.
+
+    The one for the occasion knows what was complete right before the first of the points. Where a stored forecast
+    serves other points, and none can be made, a warning says why.
 
     Raises:
-        AnomalyTimesError: what stopped the forecast.
+        AnomalyTimesError: nothing is stored, and no forecast can be made.
     """
-    from anomaly_times.passes import forecast_pass
+    from anomaly_times.passes import detect_pass, forecast_pass
 
-    mission = query.mission
-    grid = mission.detect_grid(query.now, window)
-    if mission.name in store.read_forecasts([mission], grid):
-        return None
+    mission, stores = query.mission, query.stores(store)
+    [first] = detect_pass([mission], stores, now=query.now, window=window)
+    if not first.unforecast and not isinstance(first.error, NoSeriesError):
+        return Found(first)
+    if first.scores is not None:
+        grid = first.scores.grid
+    else:
+        grid = mission.detect_grid(query.now, window or mission.detect.catch_up)
     # The bounds may depend on the horizon, so it is the mission's own wherever that reaches.
     reach = mission.forecast.model_copy(update={"horizon": max(mission.horizon, grid.n * grid.step)})
-    mission = mission.model_copy(update={"forecast": reach})
     before = grid.start - grid.step + mission.offset
-    result = forecast_pass([mission], query.stores(store), now=before)[0]
-    if result.error is not None:
-        raise result.error
-    return result.forecast
+    [made] = forecast_pass([mission.model_copy(update={"forecast": reach})], stores, now=before)
+    stored = store.read_forecasts([mission], grid).get(mission.name)
+    if made.forecast is None:
+        if stored is None and made.error is not None:
+            raise made.error
+        why = made.error.message if made.error is not None else ""
+        return Found(replace(first, warnings=(*first.warnings, f"no forecast could be made for the others: {why}")))
+    merged = merged_forecast(query, made.forecast, stored, grid)
+    [second] = detect_pass([mission], stores, now=query.now, window=window, forecasts={mission.name: merged})
+    if stored is not None and second.unforecast == first.unforecast:
+        return Found(first)
+    return Found(second, made.forecast, stored is not None)
+
+
+def merged_forecast(query: opt.Query, made: Forecast, stored: Forecast | None, grid: Grid) -> Forecast:
+    """The stored forecast at the times of `grid`, and `made` for each point that it lacks.
+
+    Args:
+        query: what both are forecasts of.
+        made: with the labels of the source; begins with `grid`, and is as long at least.
+        stored: as `Store.read_forecasts` answers it for `grid`, with written labels.
+        grid: the times to cover.
+
+    Returns:
+        A forecast with the labels of the source.
+    """
+    import numpy as np
+
+    from anomaly_times.conventions import source_labels
+    from anomaly_times.panel import Forecast
+
+    mission, ignored = query.mission, query.source.ignore_labels
+    labels = list(made.labels)
+    place = {row.without(ignored): i for i, row in enumerate(mission.written_labels(made.labels))}
+    rows = []
+    for row in stored.labels if stored is not None else ():
+        key = row.without(ignored)
+        if key not in place:
+            place[key] = len(labels)
+            labels.append(source_labels(row, mission.labels))
+        rows.append(place[key])
+    bands = np.full((3, len(labels), grid.n), np.nan)
+    bands[:, : len(made.labels)] = [part[:, : grid.n] for part in (made.yhat, made.lower, made.upper)]
+    if stored is not None:
+        newer = np.stack([stored.yhat, stored.lower, stored.upper])
+        bands[:, rows] = np.where(np.isfinite(newer), newer, bands[:, rows])
+    return Forecast(tuple(labels), grid, None, *bands)

@@ -55,8 +55,12 @@ def forecast(
     query, form = opt.query_from_options(ctx.params), opt.output_format(output, out, plot)
     with query.open() as store, render.working(f"forecasting {query.mission.promql}"):
         stores = query.stores(store)
-        results = forecast_pass([query.mission], stores, now=query.now, keep_history=True)
-        results, written = (results, None) if dry_run else write_forecasts(results, stores)
-        where = "" if dry_run else query.place_of_forecasts(store)
-    view = ForecastView.of(query, results[0], written, where=where)
+        [result] = forecast_pass([query.mission], stores, now=query.now, keep_history=True)
+        written, failed, where = None, None, ""
+        if not dry_run and result.error is None:
+            [stored], written = write_forecasts([result], stores)
+            failed, where = stored.error, query.place_of_forecasts(store)
+    view = ForecastView.of(query, result, written, where=where, failed=failed)
     render.show(view, form, out=out, plot=plot, top=top)
+    if failed is not None:
+        raise failed

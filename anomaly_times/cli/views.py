@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from anomaly_times.cli.options import Query
 from anomaly_times.durations import format_duration
+from anomaly_times.errors import AnomalyTimesError
 from anomaly_times.outputs import Chart
 from anomaly_times.panel import Floats, Forecast, Grid, Labels, Panel, Scores
 from anomaly_times.passes import DetectResult, ForecastResult
@@ -89,7 +91,7 @@ class View(Protocol):
 class ForecastView:
     """A forecast beside the history that it was made from; the largest change comes first.
 
-    `where` says where it was stored.
+    `where` says where it was stored, `failed` why it could not be.
     """
 
     query: Query
@@ -98,9 +100,18 @@ class ForecastView:
     history: Panel
     written: Written | None
     where: str = ""
+    failed: AnomalyTimesError | None = None
 
     @classmethod
-    def of(cls, query: Query, result: ForecastResult, written: Written | None, *, where: str = "") -> ForecastView:
+    def of(
+        cls,
+        query: Query,
+        result: ForecastResult,
+        written: Written | None,
+        *,
+        where: str = "",
+        failed: AnomalyTimesError | None = None,
+    ) -> ForecastView:
         """The view of a pass's result, which kept its history.
 
         Raises:
@@ -110,7 +121,7 @@ class ForecastView:
             raise result.error
         if result.forecast is None or result.history is None:
             raise ValueError("a forecast is shown with its history")
-        return cls(query, result, result.forecast, result.history, written, where)
+        return cls(query, result, result.forecast, result.history, written, where, failed)
 
     @property
     def title(self) -> str:
@@ -162,14 +173,15 @@ class ForecastView:
         mission, f = self.query.mission, self.forecast
         text = f"{_count(len(f.labels), 'series', 'series')}, {f.grid.n} steps of {format_duration(f.grid.step)} each"
         text += f", {mission.forecast.level:g} % bounds, model {mission.forecast.model.type}"
-        return [text, _stored(self.query, self.written, "forecast", self.where)]
+        again = "had this forecast already (its two bounds count as series)"
+        return [text, _stored(self.query, self.written, "forecast", self.where, again, failed=self.failed is not None)]
 
     def notes(self) -> list[str]:
         """Warnings, series that ended, and what models said about rows."""
         notes = list(self.result.warnings)
         if self.result.ended:
             notes.append(f"{_count(self.result.ended, 'series has', 'series have')} ended: left out")
-        return notes + _grouped_notes(self.forecast)
+        return notes + _counter_note(self.query, self.history.y) + _grouped_notes(self.forecast)
 
     def document(self) -> dict[str, Any]:
         """The forecast for JSON."""
@@ -186,7 +198,13 @@ class ForecastView:
         ]
         head = _head("forecast", self.query, f.grid)
         cutoff = _iso(f.cutoff) if f.cutoff else None
-        return head | {"cutoff": cutoff, "series": series, "warnings": self.notes(), "written": _written(self.written)}
+        return head | {
+            "cutoff": cutoff,
+            "series": series,
+            "warnings": self.notes(),
+            "written": _written(self.written, self.failed),
+            "error": _error(self.failed),
+        }
 
     def frame(self) -> pl.DataFrame:
         """`unique_id, ds, yhat, yhat_lower, yhat_upper`."""
@@ -222,7 +240,8 @@ class ForecastView:
 class DetectView:
     """Scores beside what they compare; the highest score comes first.
 
-    `made` is the forecast that was made for the occasion, `None` where stored ones served.
+    `made` is the forecast that was made for the occasion, `None` where stored ones served; `mixed` if both did.
+    `failed` says why the scores could not be stored.
     """
 
     query: Query
@@ -230,10 +249,19 @@ class DetectView:
     scores: Scores
     written: Written | None
     made: Forecast | None = None
+    mixed: bool = False
+    failed: AnomalyTimesError | None = None
 
     @classmethod
     def of(
-        cls, query: Query, result: DetectResult, written: Written | None, *, made: Forecast | None = None
+        cls,
+        query: Query,
+        result: DetectResult,
+        written: Written | None,
+        *,
+        made: Forecast | None = None,
+        mixed: bool = False,
+        failed: AnomalyTimesError | None = None,
     ) -> DetectView:
         """The view of a pass's result.
 
@@ -245,7 +273,7 @@ class DetectView:
         nothing = np.empty((0, 0))
         grid = Grid(query.mission.last_time(query.now), query.mission.step, 0)
         empty = Scores((), grid, nothing, nothing, nothing, nothing, nothing)
-        return cls(query, result, result.scores or empty, written, made)
+        return cls(query, result, result.scores or empty, written, made, mixed, failed)
 
     @property
     def title(self) -> str:
@@ -309,15 +337,22 @@ class DetectView:
         return rows
 
     def summary(self) -> list[str]:
-        """Counts, and what was written."""
-        s = self.scores
+        """Counts, what could not be scored before all, and what was written."""
+        s, blind = self.scores, self.result.unforecast
         if not s.grid.n:
             newest = stamp(self.query.mission.last_time(self.query.now))
             return [f"nothing is new since {newest} UTC; `--last 1h` scores that time again"]
         scored, over = int(np.isfinite(s.score).sum()), s.score > 1
         text = f"{_count(int(over.sum()), 'point', 'points')} of {scored:,} anomalous (score over 1)"
         text += f", in {int(over.any(axis=1).sum())} of {_count(len(s.labels), 'series', 'series')}"
-        return [text, _stored(self.query, self.written, "score", str(self.query.source))]
+        lines = [text] if scored or not blind else []
+        if blind:
+            lines.insert(0, f"{_count(blind, 'point has', 'points have')} no forecast, and so no score")
+        again = "had scores at these times already, and keep them"
+        return [
+            *lines,
+            _stored(self.query, self.written, "score", str(self.query.source), again, failed=self.failed is not None),
+        ]
 
     def notes(self) -> list[str]:
         """Where the forecast came from, warnings, gates, and points that could not be scored."""
@@ -327,13 +362,13 @@ class DetectView:
         if self.made is not None:
             grid = self.made.grid
             cutoff = stamp(grid.start - grid.step)
-            notes.append(f"no forecast is stored: made one for the occasion from what was known at {cutoff} UTC")
+            lacking = "the stored forecast covers a part of this" if self.mixed else "no forecast is stored"
+            notes.append(f"{lacking}: made one for the occasion from what was known at {cutoff} UTC")
         notes += self.result.warnings
         for gate, n in self.result.gates.items():
             one, many = _GATES[gate]
             notes.append(_count(n, one, many))
-        if self.result.unforecast:
-            notes.append(f"{_count(self.result.unforecast, 'point has', 'points have')} no forecast, and so no score")
+        notes += _counter_note(self.query, self.scores.y)
         return notes + (_grouped_notes(self.made) if self.made is not None else [])
 
     def document(self) -> dict[str, Any]:
@@ -352,13 +387,14 @@ class DetectView:
             for i in self._order()
         ]
         return _head("detect", self.query, s.grid) | {
-            "forecast": "made" if self.made is not None else "stored",
+            "forecast": "both" if self.mixed else "made" if self.made is not None else "stored",
             "anomalous": int((s.score > 1).sum()),
             "unforecast": self.result.unforecast,
             "gates": dict(self.result.gates),
             "series": series,
             "warnings": self.notes(),
-            "written": _written(self.written),
+            "written": _written(self.written, self.failed),
+            "error": _error(self.failed),
         }
 
     def frame(self) -> pl.DataFrame:
@@ -467,17 +503,47 @@ def _head(kind: str, query: Query, grid: Grid) -> dict[str, Any]:
     }
 
 
-def _written(written: Written | None) -> dict[str, int] | None:
-    if written is None:
+def _written(written: Written | None, failed: AnomalyTimesError | None) -> dict[str, int] | None:
+    if written is None or failed is not None:
         return None
     return {"samples": written.samples, "series": written.series, "skipped": written.skipped}
 
 
-def _stored(query: Query, written: Written | None, what: str, where: str) -> str:
+def _error(error: AnomalyTimesError | None) -> dict[str, Any] | None:
+    if error is None:
+        return None
+    return {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+
+
+def _stored(query: Query, written: Written | None, what: str, where: str, again: str, *, failed: bool) -> str:
+    """What was written where; `again` says what series that were skipped have."""
+    if failed:
+        return f"no {what} stored: the write failed"
     if written is None:
         return f"dry run: no {what} stored"
-    text = f"stored {_count(written.samples, 'sample', 'samples')} in {where} as mission {query.mission.name}"
-    return text + (f"; {written.skipped:,} were there already" if written.skipped else "")
+    place = f"{where} as mission {query.mission.name}"
+    skipped = f"{_count(written.skipped, 'series', 'series')} {again}" if written.skipped else ""
+    if skipped and not written.samples:
+        return f"nothing new to store in {place}: {skipped}"
+    text = f"stored {_count(written.samples, 'sample', 'samples')} in {place}"
+    return f"{text}; {skipped}" if skipped else text
+
+
+_COUNTER = re.compile(r"\s*([a-zA-Z_:][\w:]*_(?:total|count|sum|bucket))\s*(?:\{[^{}]*\})?\s*")
+
+
+def _counter_note(query: Query, y: Floats) -> list[str]:
+    """A word on rates where a metric that is called like a counter hardly ever falls."""
+    bare = _COUNTER.fullmatch(query.mission.promql)
+    change = np.diff(y, axis=1)
+    rises, falls = int((change > 0).sum()), int((change < 0).sum())
+    # A restart of what is counted is a fall.
+    if bare is None or not rises or 100 * falls > rises:
+        return []
+    name = bare[1]
+    if query.source.folder is not None:
+        return [f"{name} looks like a counter: a folder is better given its rate, for it knows no functions"]
+    return [f"{name} looks like a counter: rate({name}[5m])?"]
 
 
 def _count(n: int, one: str, many: str) -> str:

@@ -8,13 +8,16 @@ import re
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pytest
 
 from anomaly_times.cli.options import query_from_options
+from anomaly_times.errors import StoreError
 from anomaly_times.mission import Mission
-from anomaly_times.panel import Grid
+from anomaly_times.panel import Grid, Panel
 from anomaly_times.testing import MemoryStore
-from tests.cli.conftest import AT, QUERY, STEP, Run
+from tests.cli.conftest import AT, QUERY, STEP, Run, requests
 
 COMMON = ("--promql", QUERY, "--step", "10m", "--model", "seasonal_naive", "--min-deviation", "20")
 NOON = ("--at", "2026-03-01T12:00:30Z")
@@ -56,6 +59,85 @@ def test_both_forecasts_score_alike(at: Run, store: MemoryStore) -> None:
     stored = json.loads(at("detect", *COMMON, *NOON, "--dry-run", "-o", "json").stdout)
     assert (made["forecast"], stored["forecast"]) == ("made", "stored")
     assert made["series"][0] == stored["series"][0]
+
+
+def test_what_the_stored_forecast_lacks_is_held_against_one_made_for_the_occasion(at: Run, store: MemoryStore) -> None:
+    made = json.loads(at("detect", *COMMON, *NOON, "--last", "3h", "--dry-run", "-o", "json").stdout)
+    at("forecast", *COMMON[:-2], *ELEVEN)
+    stored = json.loads(at("detect", *COMMON, *NOON, "--last", "1h", "--dry-run", "-o", "json").stdout)
+    result = at("detect", *COMMON, *NOON, "--last", "3h", "--dry-run", "-o", "json")
+    both = json.loads(result.stdout)
+    assert [document["forecast"] for document in (made, stored, both)] == ["made", "stored", "both"]
+    assert (both["unforecast"], len(both["times"])) == (0, 18)
+    assert (
+        "covers a part of this: made one for the occasion from what was known at 2026-03-01 09:00 UTC" in result.stderr
+    )
+    for old, new, mixed in zip(made["series"], stored["series"], both["series"], strict=True):
+        assert mixed["yhat"][:12] == old["yhat"][:12]
+        assert mixed["upper"][12:] == new["upper"]
+        assert mixed["upper"][12:] != old["upper"][12:]
+
+
+def test_a_new_series_gets_a_forecast_beside_the_stored_ones(at: Run, store: MemoryStore) -> None:
+    panel = requests()
+    store.series[QUERY] = panel.rows([0, 1])
+    at("forecast", *COMMON[:-2], *ELEVEN)
+    store.series[QUERY] = panel
+    document = json.loads(at("detect", *COMMON, *NOON, "-o", "json").stdout)
+    assert (document["forecast"], document["unforecast"], document["anomalous"]) == ("both", 0, 3)
+
+
+def test_points_that_nothing_is_known_of_lead_the_summary(at: Run, store: MemoryStore) -> None:
+    panel = requests()
+    store.series[QUERY] = panel.columns(slice(panel.grid.n - 24, None))  # four hours
+    at("forecast", *COMMON[:-2], *ELEVEN)
+    result = at("detect", *COMMON, *NOON, "--last", "4h")
+    assert result.exit_code == 0, result.stderr
+    summary = result.stdout.splitlines()[-3:]
+    assert summary[0] == "54 points have no forecast, and so no score"
+    assert summary[1].startswith("3 points of 17 anomalous")
+    assert "no forecast could be made for the others: requests matches nothing in memory" in result.stderr
+
+
+def test_scores_that_could_not_be_stored_are_shown_then_the_error(
+    at: Run, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StoreError("refused", hint="try")
+
+    monkeypatch.setattr(store, "write_scores", refuse)
+    table = at("detect", *COMMON, *NOON)
+    assert table.exit_code == 4
+    assert "3 points of 17 anomalous" in table.stdout
+    assert "no score stored: the write failed" in table.stdout
+    assert table.stderr.endswith("error: refused\nhint: try\n")
+    result = at("detect", *COMMON, *NOON, "-o", "json")
+    document = json.loads(result.stdout)
+    assert result.exit_code == 4
+    assert document["written"] is None
+    assert document["error"] == {"message": "refused", "hint": "try", "exit_code": 4}
+    assert document["anomalous"] == 3
+
+
+def test_a_bare_counter_is_noted_and_its_rate_is_not(at: Run, store: MemoryStore) -> None:
+    panel = requests()
+    y = np.cumsum(panel.y * (panel.y > 0), axis=1)
+    y[:, -20:] -= y[:, -21:-20]  # restarted
+    for query in ("hits_total", 'hits_total{job="a"}', "rate(hits_total[5m])", "hits"):
+        store.series[query] = Panel(panel.labels, panel.grid, np.nan_to_num(y))
+        result = at("forecast", "--promql", query, *COMMON[2:-2], *NOON, "--dry-run")
+        assert ("note: hits_total looks like a counter: rate(hits_total[5m])?" in result.stderr) == (
+            query.startswith("hits_total")
+        )
+    store.series["falls_total"] = panel
+    assert "counter" not in at("forecast", "--promql", "falls_total", *COMMON[2:-2], *NOON, "--dry-run").stderr
+
+
+def test_what_is_stored_already_is_told_in_series(at: Run, store: MemoryStore) -> None:
+    at("forecast", *COMMON[:-2], *NOON)
+    again = at("forecast", *COMMON[:-2], *NOON).stdout
+    assert "nothing new to store in http://localhost:8428 as mission q-" in again
+    assert ": 9 series had this forecast already (its two bounds count as series)" in again
 
 
 def test_a_dry_run_stores_nothing(at: Run, store: MemoryStore) -> None:

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from anomaly_times.cli.options import query_from_options
+from anomaly_times.errors import StoreError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Grid
 from anomaly_times.testing import MemoryStore
@@ -39,6 +40,21 @@ def test_a_forecast_is_stored_and_the_table_says_so(at: Run, store: MemoryStore)
     assert _stored(store) > 0
     assert "108 samples" not in at("forecast", *COMMON).stdout  # the same cutoff is never written again
     assert store.closed
+
+
+def test_a_forecast_that_could_not_be_stored_is_shown_then_the_error(
+    at: Run, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StoreError("refused", hint="try")
+
+    monkeypatch.setattr(store, "write_forecasts", refuse)
+    result = at("forecast", *COMMON)
+    assert result.exit_code == 4
+    assert "no forecast stored: the write failed" in result.stdout
+    assert result.stderr.endswith("error: refused\nhint: try\n")
+    document = json.loads(at("forecast", *COMMON, "-o", "json").stdout)
+    assert (document["written"], document["error"]["message"], len(document["series"])) == (None, "refused", 3)
 
 
 def test_a_dry_run_stores_nothing(at: Run, store: MemoryStore) -> None:
