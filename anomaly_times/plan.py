@@ -547,20 +547,21 @@ def first_runs(plan: Plan, *, now: datetime) -> list[FirstRun]:
     Also of those that became so lately: an apply that was cut off may have left them without one. Each waits for the
     first cutoff that counts.
     """
-    new: dict[tuple[str, bool], list[DeployedMission]] = {}
+    new: dict[tuple[str, datetime], list[DeployedMission]] = {}
     for change in plan.changes:
         if not isinstance(change, (Create, Update, Keep)) or change.target.paused:
             continue
         target = change.target
         fresh = isinstance(change, Create) or (isinstance(change, Update) and change.restarts)
         if fresh or target.since > now - _NEW_FOR - target.mission.step - target.mission.offset:
-            new.setdefault((target.packs[0], fresh), []).append(target)
+            # By `since`, so that a rerun finds the same groups, and so the same keys.
+            new.setdefault((target.packs[0], target.since), []).append(target)
     runs = []
-    for (slug, _), members in sorted(new.items()):
+    for (slug, since), members in sorted(new.items()):
         groups = [members] if len(members) > _MANY else [[member] for member in members]
         for group in groups:
-            sinces = [(member.mission.name, member.since.isoformat()) for member in group]
-            digest = hashlib.sha256(repr((slug, sinces)).encode()).hexdigest()[:24]
+            names = sorted(member.mission.name for member in group)
+            digest = hashlib.sha256(repr((slug, since.isoformat(), names)).encode()).hexdigest()[:24]
             parameters = {"pack": slug} if len(group) > 1 else {"mission": group[0].mission.name}
             at = max(max(_first_cutoff(member) + member.mission.offset for member in group), now)
             runs.append(FirstRun(parameters, f"at-first-{digest}", at))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
 from typing import Any
@@ -16,14 +17,19 @@ def api(url: str, method: str, path: str, body: object = None) -> Any:
     request = urllib.request.Request(
         f"{url}/api/{path}", data=data, method=method, headers={"Content-Type": "application/json"}
     )
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            raw = answer.read()
-    except urllib.error.HTTPError as exc:
-        if exc.code == 404:
-            return None
-        raise
-    return json.loads(raw) if raw else None
+    for attempt in range(20):
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                raw = answer.read()
+            return json.loads(raw) if raw else None
+        except urllib.error.HTTPError as exc:
+            if exc.code == 404:
+                return None
+            # SQLite: "database is locked".
+            if exc.code != 503 or attempt == 19:
+                raise
+            time.sleep(0.2)
+    return None
 
 
 def base_deployments(url: str) -> dict[str, str]:

@@ -40,7 +40,7 @@ from anomaly_times.errors import PrefectError, UsageError
 from anomaly_times.plan import KINDS, FirstRun, Found, PackSchedule, State, Timing
 from anomaly_times.settings import PrefectApi
 
-__all__ = ["DEPLOYMENTS", "BaseDeployment", "Lock", "PrefectServer", "connect"]
+__all__ = ["DEPLOYMENTS", "BaseDeployment", "EndedRun", "Lock", "PrefectServer", "connect", "is_set"]
 
 T = TypeVar("T")
 
@@ -76,6 +76,16 @@ class BaseDeployment:
     work_pool: str = ""
 
 
+@dataclass(frozen=True)
+class EndedRun:
+    """A flow run that ended: what it was about (a pack, a mission, or its own name), when, and in which state."""
+
+    about: str
+    ended: datetime
+    state: str
+    message: str = ""
+
+
 def connect(settings: PrefectApi) -> PrefectServer:
     """The server that the settings name, or else Prefect's own: its environment variables, then its active profile.
 
@@ -91,6 +101,11 @@ def connect(settings: PrefectApi) -> PrefectServer:
     key = settings.api_key.get_secret_value() if settings.api_key else _prefect_setting("PREFECT_API_KEY")
     login = settings.auth_string.get_secret_value() if settings.auth_string else ""
     return PrefectServer(url, api_key=key, auth_string=login or _prefect_setting("PREFECT_API_AUTH_STRING"))
+
+
+def is_set(settings: PrefectApi) -> bool:
+    """Whether `connect` would find a server named."""
+    return bool(settings.api_url or _prefect_setting("PREFECT_API_URL"))
 
 
 def _prefect_setting(name: str) -> str:
@@ -269,6 +284,26 @@ class PrefectServer:
                 bases.append(BaseDeployment(kind, answer["id"], bool(answer["paused"]), answer["schedules"], pool))
         return bases
 
+    def ended_runs(self, *, since: datetime | None = None) -> list[EndedRun]:
+        """The newest runs of the base deployments that ended (after `since`), newest first; 200 at most."""
+        bases = [base.id for base in self.base_deployments()]
+        if not bases:
+            return []
+        ended: dict[str, Any] = {"is_null_": False} if since is None else {"after_": since.isoformat()}
+        body = {
+            "sort": "END_TIME_DESC",
+            "limit": _PAGE,
+            "deployments": {"id": {"any_": bases}},
+            "flow_runs": {"end_time": ended},
+        }
+        runs = []
+        for run in self._ask("POST", "flow_runs/filter", body):
+            given, state = run.get("parameters") or {}, run.get("state") or {}
+            about = given.get("pack") or given.get("mission") or given.get("promql") or run["name"]
+            at = datetime.fromisoformat(run["end_time"])
+            runs.append(EndedRun(str(about), at, str(run["state_name"]), state.get("message") or ""))
+        return runs
+
     # -- changing ----------------------------------------------------------------------------------------------
 
     def create_mission(self, deployed: DeployedMission) -> None:
@@ -443,7 +478,7 @@ class Lock:
         """
         if self._lost:
             raise PrefectError(
-                "somebody else took over, because nothing was heard of us for a minute", hint="run again"
+                "another process took over: nothing was heard of this one for a minute", hint="run again"
             )
 
     def release(self) -> None:
