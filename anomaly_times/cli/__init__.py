@@ -24,6 +24,7 @@ from anomaly_times.cli.mission import mission_app
 from anomaly_times.cli.models import models
 from anomaly_times.cli.options import GroupedHelp
 from anomaly_times.cli.run import run
+from anomaly_times.cli.status import status
 from anomaly_times.cli.up import up
 from anomaly_times.errors import AnomalyTimesError
 
@@ -109,7 +110,7 @@ def _root(
     pass
 
 
-for _command in (forecast, detect, run, up, deploy, models, doctor, demo):
+for _command in (forecast, detect, run, status, up, deploy, models, doctor, demo):
     app.command(cls=GroupedHelp)(_command)
 app.add_typer(mission_app)
 

@@ -30,7 +30,7 @@ def deploy(
         ),
     ] = None,
 ) -> None:
-    """Make or refresh the two Prefect deployments; schedules on them stay as they are."""
+    """Make or refresh the two Prefect deployments; schedules stay."""
     from anomaly_times.cli.render import note, say, working
     from anomaly_times.scheduling.server import connect
     from anomaly_times.settings import load_settings

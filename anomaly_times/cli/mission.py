@@ -12,7 +12,7 @@ __all__ = ["mission_app"]
 
 mission_app = typer.Typer(
     name="mission",
-    help="Missions as code: check files, see what would change on Prefect, change it.",
+    help="Missions as code: check files, plan and apply changes.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -24,7 +24,8 @@ def run(
 ) -> None:
     """Keep missions going in this process, until Ctrl-C or SIGTERM.
 
-    Each runs at its cadence, without Prefect. New and changed missions are forecast at once; files are read again when they change. One line a pass on stderr.
+    Each runs at its cadence, without Prefect. New and changed missions are forecast at once; files are read again when
+    they change. One line a pass on stderr.
 
     Example: at run missions/
     """

@@ -23,7 +23,7 @@ def up(
     prefect_port: Annotated[int, typer.Option("--prefect-port", min=1, max=65535, metavar="PORT")] = 4200,
     victoria_port: Annotated[int, typer.Option("--victoria-port", min=1, max=65535, metavar="PORT")] = 8428,
 ) -> None:
-    """Start what missions need on this machine, until Ctrl-C: no Docker.
+    """Start what missions need on this machine; Ctrl-C stops it.
 
     VictoriaMetrics (where the settings name no source), a Prefect server on SQLite, a process worker and the two
     deployments. What answers already on its port is used, and left running at the end.
@@ -32,26 +32,26 @@ def up(
     """
     from anomaly_times.cli import render
     from anomaly_times.errors import PrefectError
-    from anomaly_times.scheduling.stack import Stack, StackOptions, bring_up, ended_runs
+    from anomaly_times.scheduling.server import PrefectServer
+    from anomaly_times.scheduling.stack import Stack, StackOptions, bring_up
     from anomaly_times.settings import load_settings
 
     options = StackOptions(data, prefect_port, victoria_port)
     settings = load_settings()
     with until_signal() as stop:
-        with Stack() as stack:
+        with Stack() as stack, PrefectServer(options.api_url) as server:
             if bring_up(stack, options, settings, tell=render.log, stop=stop):
                 render.log("all is up; Ctrl-C stops it")
             since = opt.utc_now()
             while not stop.wait(_LOOK):
                 stack.check()
-                now = opt.utc_now()
                 try:
-                    lines = ended_runs(options, since, now)
+                    runs = server.ended_runs(since=since)
                 except PrefectError as exc:
                     render.log(exc.message)
                     continue
-                for line in lines:
-                    render.log(line)
-                since = now
+                for run in reversed(runs):
+                    render.log(f"{run.about}: {run.state}" + (f": {run.message}" if run.message else ""))
+                    since = run.ended
             render.log("stopping")
         render.log("stopped")

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from threading import Event
 from types import TracebackType
@@ -24,10 +23,10 @@ from typing import Any, Self
 
 import httpx
 
-from anomaly_times.errors import AnomalyTimesError, PrefectError, UsageError
+from anomaly_times.errors import AnomalyTimesError, UsageError
 from anomaly_times.settings import CONFIG_FILE, DEFAULT_URL, Settings
 
-__all__ = ["Part", "Stack", "StackOptions", "bring_up", "ended_runs"]
+__all__ = ["Part", "Stack", "StackOptions", "bring_up"]
 
 HOST = "127.0.0.1"
 WORK_POOL = "anomaly-times"
@@ -320,28 +319,3 @@ def _get(url: str, params: Mapping[str, str] | None = None) -> Any:
         return answer.json() if answer.status_code == httpx.codes.OK else None
     except (httpx.HTTPError, ValueError):
         return None
-
-
-def ended_runs(options: StackOptions, since: datetime, until: datetime) -> list[str]:
-    """The runs that ended after `since` and not after `until`, a line each; the last twenty where there are more.
-
-    Raises:
-        PrefectError: the server does not answer.
-    """
-    wanted = {
-        "sort": "END_TIME_DESC",
-        "limit": 20,
-        "flow_runs": {"end_time": {"after_": since.isoformat(), "before_": until.isoformat()}},
-    }
-    try:
-        answer = httpx.post(f"{options.api_url}/flow_runs/filter", json=wanted, timeout=10, trust_env=False)
-        answer.raise_for_status()
-        runs = answer.json()
-    except (httpx.HTTPError, ValueError) as exc:
-        raise PrefectError(f"{options.api_url} does not tell its runs: {exc}") from exc
-    lines = []
-    for run in reversed(runs):
-        pack = (run.get("parameters") or {}).get("pack") or run.get("name", "")
-        message = (run.get("state") or {}).get("message") or ""
-        lines.append(f"{pack}: {run.get('state_name')}" + (f": {message}" if message else ""))
-    return lines

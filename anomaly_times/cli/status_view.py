@@ -1,0 +1,163 @@
+"""What `at status` shows: a line a mission, those that need somebody first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from anomaly_times.cli.views import JSON_SCHEMA, Cell, stamp
+from anomaly_times.deployed import DeployedMission
+from anomaly_times.durations import format_duration
+from anomaly_times.mission import Mission
+from anomaly_times.scheduling.health import Health, State
+from anomaly_times.scheduling.server import EndedRun
+
+__all__ = ["Deployed", "StatusView"]
+
+_ORDER: tuple[str, ...] = ("error", "unforecast", "unscored", "late", "ok", "paused")
+_REMARKS: Mapping[State, str] = {
+    "unforecast": "no forecast is stored for the time to come",
+    "unscored": "nothing was scored lately",
+    "late": "scores are behind",
+}
+_FINE = frozenset({"Completed", "Skipped"})
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What a Prefect server has of our project: missions, by name the errors of broken ones, newest runs first."""
+
+    deployed: tuple[DeployedMission, ...]
+    broken: Mapping[str, str]
+    runs: tuple[EndedRun, ...]
+
+    @property
+    def missions(self) -> tuple[Mission, ...]:
+        """The missions."""
+        return tuple(one.mission for one in self.deployed)
+
+
+@dataclass(frozen=True)
+class _Line:
+    name: str
+    state: str
+    health: Health | None = None
+    run: EndedRun | None = None
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StatusView:
+    """The health of missions, beside what Prefect knows of them (`None`: they come from files)."""
+
+    health: tuple[Health, ...]
+    now: datetime
+    deployed: Deployed | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0, or the highest exit code among the errors that prevented looking."""
+        return max((one.error.exit_code for one in self.health if one.error is not None), default=0)
+
+    @property
+    def needs_help(self) -> bool:
+        """Whether a mission that is not paused is anything but ok."""
+        return any(line.state not in ("ok", "paused") for line in self._lines)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The table's columns."""
+        last = () if self.deployed is None else ("last run",)
+        return ("mission", "state", "scored until", ">behind", "forecast until", *last, "remarks")
+
+    def rows(self) -> list[tuple[Cell, ...]]:
+        """One row a mission."""
+        return [self._row(line) for line in sorted(self._lines, key=lambda line: (_ORDER.index(line.state), line.name))]
+
+    def _row(self, line: _Line) -> tuple[Cell, ...]:
+        health = line.health
+        style = {"ok": "good", "paused": "muted", "late": "warn"}.get(line.state, "bad")
+        scored = stamp(health.scored) if health and health.scored else "–"
+        behind = format_duration(health.lag) if health and health.lag is not None else "–"
+        covered = stamp(health.covered) if health and health.covered else "–"
+        last: tuple[Cell, ...] = ()
+        if self.deployed is not None:
+            last = (f"{stamp(line.run.ended.replace(microsecond=0))} {line.run.state}" if line.run else "–",)
+        return (line.name, [(line.state, style)], scored, behind, covered, *last, "; ".join(line.remarks))
+
+    def summary(self) -> list[str]:
+        """How many are how."""
+        counts = {state: sum(line.state == state for line in self._lines) for state in _ORDER}
+        told = ", ".join(f"{n:,} {state}" for state, n in counts.items() if n)
+        n = len(self._lines)
+        return [f"{n:,} {'mission' if n == 1 else 'missions'}" + (f": {told}" if told else "")]
+
+    def notes(self) -> list[str]:
+        """What to try where looking failed."""
+        return list(dict.fromkeys(one.error.hint for one in self.health if one.error is not None and one.error.hint))
+
+    def document(self) -> dict[str, Any]:
+        """The whole result for JSON."""
+        return {
+            "schema": JSON_SCHEMA,
+            "kind": "status",
+            "now": _iso(self.now),
+            "missions": [self._entry(line) for line in self._lines],
+        }
+
+    def _entry(self, line: _Line) -> dict[str, Any]:
+        health, run = line.health, line.run
+        lag = health.lag if health else None
+        return {
+            "mission": line.name,
+            "state": line.state,
+            "scored_until": _iso(health.scored) if health else None,
+            "lag_seconds": lag.total_seconds() if lag is not None else None,
+            "forecast_until": _iso(health.covered) if health else None,
+            "last_run": {"ended": _iso(run.ended), "state": run.state} if run else None,
+            "remarks": list(line.remarks),
+        }
+
+    @cached_property
+    def _lines(self) -> tuple[_Line, ...]:
+        if self.deployed is None:
+            return tuple(_Line(one.mission.name, one.state, one, None, _remarks(one)) for one in self.health)
+        by_name = {one.mission.name: one for one in self.deployed.deployed}
+        newest: dict[str, EndedRun] = {}
+        for run in self.deployed.runs:
+            newest.setdefault(run.about, run)
+        lines = [self._deployed_line(one, by_name[one.mission.name], newest) for one in self.health]
+        lines += [_Line(name, "error", remarks=(error,)) for name, error in self.deployed.broken.items()]
+        return tuple(lines)
+
+    def _deployed_line(self, one: Health, deployed: DeployedMission, newest: Mapping[str, EndedRun]) -> _Line:
+        name, pause = one.mission.name, deployed.paused
+        runs = [run for about in (*deployed.packs, name) if (run := newest.get(about))]
+        last = max(runs, key=lambda run: run.ended, default=None)
+        remarks = tuple(
+            f"{run.about} {run.state}: {run.message}" for run in runs if run.state not in _FINE and _concerns(run, name)
+        )
+        if pause is not None and (pause.until is None or pause.until > self.now):
+            until = f" until {stamp(pause.until)}" if pause.until else ""
+            return _Line(name, "paused", one, last, (f"paused{until}{f': {pause.reason}' if pause.reason else ''}",))
+        return _Line(name, one.state, one, last, (*_remarks(one), *remarks))
+
+
+def _remarks(health: Health) -> tuple[str, ...]:
+    if health.error is not None:
+        return (health.error.message,)
+    remark = _REMARKS.get(health.state)
+    return (remark,) if remark else ()
+
+
+def _concerns(run: EndedRun, name: str) -> bool:
+    """Whether a run's bad end is about this mission: a run that failed in part names those that did."""
+    return run.state != "Partial" or re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", run.message) is not None
+
+
+def _iso(at: datetime | None) -> str | None:
+    return at.isoformat().replace("+00:00", "Z") if at else None
