@@ -13,7 +13,7 @@ from string import Template as Text
 
 import numpy as np
 
-from anomaly_times.checks.evidence import Examiner
+from anomaly_times.checks.examiner import Examiner
 from anomaly_times.checks.offline import counts_only
 from anomaly_times.conventions import MISSION_NAME
 from anomaly_times.durations import format_duration

@@ -17,7 +17,8 @@ import pytest
 
 from anomaly_times.checks import CHECKS, LOADING, Report, check_missions, section
 from anomaly_times.checks.changed import changed_files, only_changed
-from anomaly_times.checks.evidence import LOOKS, Dead, Evidence, Examiner
+from anomaly_times.checks.evidence import LOOKS, Dead, Evidence
+from anomaly_times.checks.examiner import Examiner
 from anomaly_times.checks.live import cost_of
 from anomaly_times.checks.registry import Subject
 from anomaly_times.errors import NoSeriesError, QueryError, StoreUnavailableError, UsageError

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from anomaly_times.checks import live, offline
-from anomaly_times.checks.evidence import Evidence, Examiner
+from anomaly_times.checks.evidence import Evidence
 from anomaly_times.checks.live import Cost, cost_of
 from anomaly_times.checks.registry import CHECKS, LOADING, Check, Found, Subject, section
 from anomaly_times.errors import QueryError, StoreError
@@ -123,6 +123,10 @@ def _gathered(
 ) -> tuple[dict[int, Evidence], dict[str, StoreError]]:
     """What sources say, by the identity of the subject, and why some could not be asked, by the mission's name."""
     asked = [subject for subject in subjects if subject.mission.source in stores]
+    if not asked:
+        return {}, {}
+    from anomaly_times.checks.examiner import Examiner  # its HTTP client takes a while to load
+
     examiners = {name: Examiner(store, now) for name, store in stores.items()}
     away: dict[str, StoreError] = {}
     for name in {subject.mission.source for subject in asked}:
@@ -145,8 +149,6 @@ def _gathered(
 
     evidence: dict[int, Evidence] = {}
     unchecked: dict[str, StoreError] = {}
-    if not asked:
-        return evidence, unchecked
     with ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="check") as pool:
         for subject, answer in zip(asked, pool.map(examine, asked), strict=True):
             if isinstance(answer, StoreError):

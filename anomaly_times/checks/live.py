@@ -15,7 +15,6 @@ from anomaly_times.conventions import LABEL_METRIC, LABEL_MISSION
 from anomaly_times.durations import format_duration
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Floats, Labels, Panel
-from anomaly_times.stores.writing import MAX_LABELS
 
 __all__ = ["Cost", "cost_of"]
 
@@ -96,6 +95,8 @@ def too_many_series(subject: Subject) -> Iterator[Found]:
 @check("data/too-many-labels", "error", live=True)
 def too_many_labels(subject: Subject) -> Iterator[Found]:
     """Series with more labels than VictoriaMetrics keeps."""
+    from anomaly_times.stores.writing import MAX_LABELS
+
     mission = subject.mission
     written = mission.written_labels(subject.said.labels)
     widest = max(written, key=len, default=Labels())

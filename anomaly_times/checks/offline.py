@@ -14,7 +14,6 @@ from anomaly_times.mission import Mission, ModelSpec
 from anomaly_times.models import build_model
 from anomaly_times.settings import WriteMode
 from anomaly_times.stores.promql import NoVectorError, point_at
-from anomaly_times.stores.writing import FARTHEST_AHEAD
 
 __all__ = ["COUNTER_SUFFIXES", "counts_only"]
 
@@ -115,7 +114,11 @@ def too_far_ahead(subject: Subject) -> Iterator[Found]:
     """A forecast for times that VictoriaMetrics drops without a word."""
     mission = subject.mission
     ahead = subject.evidence.ahead if subject.evidence else mission.write is WriteMode.AHEAD
-    if ahead and mission.horizon > FARTHEST_AHEAD:
+    if not ahead:
+        return
+    from anomaly_times.stores.writing import FARTHEST_AHEAD  # with an HTTP client, which takes a while to load
+
+    if mission.horizon > FARTHEST_AHEAD:
         yield Found(
             ("forecast", "horizon" if mission.forecast.horizon else "every"),
             f"the forecast reaches {format_duration(mission.horizon)}; what is written ahead may reach "

@@ -138,7 +138,9 @@ def schema(
         ),
     ] = SchemaForm.JSON,
 ) -> None:
-    """Print the JSON Schema of mission files, with which editors complete and check them.
+    """Print the JSON Schema of mission files.
+
+    Editors complete and check mission files with it.
 
     Example: at mission schema > mission.schema.json; the first line of a mission file then is
     `# yaml-language-server: $schema=mission.schema.json`.

@@ -30,7 +30,7 @@ from anomaly_times.settings import Source, WriteMode
 from anomaly_times.stores import Written, writing
 from anomaly_times.stores.http import HttpClient, RefusedError, TooLargeError
 from anomaly_times.stores.matrix import parse_matrix, parse_newest, parse_samples, parse_strings, parse_types
-from anomaly_times.stores.promql import Query, parse_query, point_at, server_position, server_reason
+from anomaly_times.stores.promql import Query, TooManySeriesError, parse_query, point_at, server_position, server_reason
 from anomaly_times.stores.state import ForecastFiles
 
 __all__ = ["PrometheusStore"]
@@ -535,8 +535,8 @@ def _from_cutoffs(
     return np.where(cutoff < oldest[:, None], np.nan, y)
 
 
-def _too_many(where: str, count: str, limit: int) -> QueryError:
-    return QueryError(
+def _too_many(where: str, count: str, limit: int) -> TooManySeriesError:
+    return TooManySeriesError(
         f"{where}: the query answers {count} series, and {limit:,} are allowed",
         hint="narrow its selectors, aggregate (`sum by (…)`), or raise `max_series`",
     )

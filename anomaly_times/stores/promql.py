@@ -15,7 +15,16 @@ import promql_parser
 
 from anomaly_times.errors import QueryError
 
-__all__ = ["NoVectorError", "Query", "Use", "parse_query", "point_at", "server_position", "server_reason"]
+__all__ = [
+    "NoVectorError",
+    "Query",
+    "TooManySeriesError",
+    "Use",
+    "parse_query",
+    "point_at",
+    "server_position",
+    "server_reason",
+]
 
 _LONGEST = 20_000
 _DEEPEST = 100
@@ -40,6 +49,10 @@ _INSTEAD = {
 
 class NoVectorError(QueryError):
     """PromQL that parses and can never answer series: a scalar, a string, a range."""
+
+
+class TooManySeriesError(QueryError):
+    """A query that answers more series than are allowed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from anomaly_times.durations import EPOCH
 from anomaly_times.errors import QueryError, StoreDataError
 from anomaly_times.panel import Floats, Grid, Labels
 from anomaly_times.stores import matrix
-from anomaly_times.stores.matrix import parse_matrix, parse_samples, parse_strings
+from anomaly_times.stores.matrix import parse_matrix, parse_samples, parse_strings, parse_types
 
 MINUTE = timedelta(minutes=1)
 GRID = Grid(EPOCH + 1_000_000 * MINUTE, MINUTE, 4)
@@ -255,6 +255,19 @@ def test_strings_of_metadata() -> None:
     assert parse_strings(b'{"status":"success","data":["up","x"]}', where="s") == ["up", "x"]
     with pytest.raises(StoreDataError):
         parse_strings(b'{"status":"success","data":{}}', where="s")
+
+
+def test_types_of_metrics() -> None:
+    body = {
+        "up": [{"type": "gauge", "help": "x", "unit": ""}, {"type": "gauge", "help": "y"}],
+        "x": [{"type": "counter"}, {"type": "gauge"}],
+        "y": [{"type": "unknown"}],
+    }
+    raw = json.dumps({"status": "success", "data": body}).encode()
+    # Targets that disagree say nothing.
+    assert parse_types(raw, where="s") == {"up": "gauge"}
+    with pytest.raises(StoreDataError):
+        parse_types(b'{"status":"success","data":[]}', where="s")
 
 
 def test_known_labels_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

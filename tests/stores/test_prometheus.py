@@ -21,6 +21,7 @@ from anomaly_times.settings import Source, WriteMode
 from anomaly_times.stores import http, open_store, prometheus, remote_write
 from anomaly_times.stores.http import HttpClient, RefusedError
 from anomaly_times.stores.prometheus import PrometheusStore
+from anomaly_times.stores.promql import TooManySeriesError
 from anomaly_times.stores.samples import Samples
 from anomaly_times.stores.state import ForecastFiles
 from tests import servers
@@ -555,3 +556,23 @@ def test_no_answer_holds_a_secret(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as caught:
         store.read("up", RECENT)
     assert secret not in json.dumps([str(caught.value), repr(store), repr(store.client), caught.value.hint])
+
+
+@pytest.mark.servers
+def test_values_of_a_label_are_those_of_matching_series(server: Server, metric: str, tmp_path: Path) -> None:
+    load(server, metric, {"a": {at(3): 1.0}, "b": {at(3): 1.0}}, job="x")
+    with store_of(server, tmp_path) as store:
+        start, end = RECENT.start, RECENT.end
+        assert store.label_values("i", start, end, match=metric) == ["a", "b"]
+        assert store.label_values("i", start, end, match=f'{metric}{{i!="a"}}') == ["b"]
+        assert store.label_values("__name__", start, end, match=f'{metric}{{i="c"}}') == []
+        assert metric in store.metric_names(start, end)
+        # Nothing scraped it, so nobody knows.
+        assert store.metric_type(metric) == ""
+
+
+@pytest.mark.servers
+def test_too_many_series_is_an_error_of_its_own(server: Server, metric: str, tmp_path: Path) -> None:
+    load(server, metric, {"a": {at(3): 1.0}, "b": {at(3): 1.0}})
+    with store_of(server, tmp_path) as store, pytest.raises(TooManySeriesError, match="2 or more series"):
+        store.read(metric, RECENT, max_series=1)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from anomaly_times.errors import QueryError
-from anomaly_times.stores.promql import parse_query, point_at, server_position, server_reason
+from anomaly_times.stores.promql import NoVectorError, Use, parse_query, point_at, server_position, server_reason
 
 
 def test_selectors_are_found_wherever_they_stand() -> None:
@@ -146,3 +148,55 @@ def test_a_servers_words_give_place_and_reason(promql: str, words: str, rest: st
     assert position is not None
     assert promql[position:] == rest
     assert server_reason(words) == reason
+
+
+def test_each_use_of_a_selector_knows_its_window_and_what_is_around_it() -> None:
+    query = parse_query('sum by (job) (rate(a{b="c",d=~"e|f"}[5m] offset 1h)) / max_over_time(irate(g[2m])[1h:5m]) + h')
+    assert query.uses == (
+        Use(
+            'a{b="c",d=~"e|f"}',
+            "a",
+            (("b", 'b="c"'), ("d", 'd=~"e|f"')),
+            timedelta(minutes=5),
+            ("rate", "sum"),
+        ),
+        Use("g", "g", (), timedelta(minutes=2), ("irate", "max_over_time")),
+        Use("h", "h"),
+    )
+
+
+def test_a_name_may_be_a_matcher_and_values_stay_quoted() -> None:
+    (use,) = parse_query('{__name__="a", b="q\\"\\\\x"}').uses
+    assert (use.metric, use.matchers) == ("a", (("b", 'b="q\\"\\\\x"'),))
+    assert parse_query(f"a{{{use.matchers[0][1]}}}").problem == ""
+    (either,) = parse_query('{a="b" or c="d"}').uses
+    assert (either.metric, either.matchers) == ("", ())
+
+
+@pytest.mark.parametrize(
+    ("promql", "by"),
+    [
+        ("sum by (a, b) (x)", ("a", "b")),
+        ("(topk by (a) (3, x))", ("a",)),
+        ("sum without (a) (x)", ()),
+        ("sum(x)", ()),
+        ("sum by (a) (x) / y", ()),
+    ],
+)
+def test_the_labels_of_the_outermost_aggregation(promql: str, by: tuple[str, ...]) -> None:
+    assert parse_query(promql).by == by
+
+
+@pytest.mark.parametrize(
+    ("promql", "broken"), [("sum(x", True), ('x{a="}', True), ("x default 0", False), ("x", False)]
+)
+def test_what_no_server_can_take_is_told_apart_from_what_is_no_promql(promql: str, broken: bool) -> None:
+    assert parse_query(promql).broken is broken
+
+
+def test_what_answers_no_series_is_an_error_of_its_own() -> None:
+    with pytest.raises(NoVectorError, match="a single number"):
+        parse_query("1 + 1")
+    with pytest.raises(QueryError) as caught:
+        parse_query(" ")
+    assert not isinstance(caught.value, NoVectorError)
