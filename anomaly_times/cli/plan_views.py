@@ -167,16 +167,8 @@ def _plain(cell: Cell) -> str:
 def _cell(text: Cell) -> str:
     """Text that a table of GitHub's Markdown shows as it is: queries are full of `|` and `<`, and may hold `@names`."""
     plain = " ".join(_plain(text).split())
-    for char, instead in (
-        ("&", "&amp;"),
-        ("<", "&lt;"),
-        ("|", "&#124;"),
-        ("`", "&#96;"),
-        ("@", "&#64;"),
-        ("*", "&#42;"),
-    ):
-        plain = plain.replace(char, instead)
-    return plain if len(plain) <= 300 else plain[:299] + "…"
+    plain = plain if len(plain) <= 300 else plain[:299] + "…"
+    return "".join(f"&#{ord(char)};" if char in "&<|`@*_[]\\" else char for char in plain)
 
 
 def mission_entry(found: Found) -> dict[str, Any]:
