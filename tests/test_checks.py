@@ -6,6 +6,7 @@ import json
 import math
 import re
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -22,7 +23,7 @@ from anomaly_times.checks.examiner import Examiner
 from anomaly_times.checks.live import cost_of
 from anomaly_times.checks.registry import Subject
 from anomaly_times.errors import NoSeriesError, QueryError, StoreUnavailableError, UsageError
-from anomaly_times.loading import LoadedMission, load_missions
+from anomaly_times.loading import LoadedMission, Loading, load_missions
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Floats, Grid, Labels, Panel
 from anomaly_times.settings import Source
@@ -327,10 +328,34 @@ def test_a_source_that_is_away_is_told_apart_from_a_bad_query(tmp_path: Path) ->
     assert "cannot be reached" in str(report.unchecked["m"])
 
 
+def test_a_few_missions_are_asked_about_at_once() -> None:
+    lock, running, most, done = threading.Lock(), [0], [0], [0]
+
+    class Slow(MemoryStore):
+        def read(self, *args: Any, **kwargs: Any) -> Panel:
+            with lock:
+                running[0] += 1
+                most[0] = max(most[0], running[0])
+            time.sleep(0.02)
+            with lock:
+                running[0] -= 1
+            return super().read(*args, **kwargs)
+
+    def advance() -> None:
+        with lock:
+            done[0] += 1
+
+    missions = [Mission(name=f"m{i}", promql="m") for i in range(12)]
+    loading = Loading(tuple(LoadedMission(each, "m.yaml", 1) for each in missions), (), ("m.yaml",))
+    store = Slow({"m": panel(np.ones((1, 14 * 1440)))})
+    report = check_missions(loading, now=NOW, stores={"": store}, advance=advance)
+    assert (len(report.costs), done[0]) == (12, 12)
+    assert 1 < most[0] <= 4
+
+
 def live(store: Store, fields: Mapping[str, Any], *, now: datetime = NOW) -> Report:
     mission = Mission.model_validate({"name": "m", **fields})
-    loading = load_missions([])
-    loading = type(loading)((LoadedMission(mission, "m.yaml", 1),), (), ("m.yaml",))
+    loading = Loading((LoadedMission(mission, "m.yaml", 1),), (), ("m.yaml",))
     return check_missions(loading, now=now, stores={mission.source: store})
 
 
@@ -393,6 +418,25 @@ def test_what_victoriametrics_says(vm_server: Server, tmp_path: Path) -> None:
         (other,) = live(store, {"promql": 'chk_total{job="apy",code="200"}'}, now=now).problems[:1]
         assert 'no series of chk_total matches job="apy"' in other.message
         assert other.hint == "there is api"
+
+
+@pytest.mark.servers
+def test_pods_that_come_and_go_are_churn(vm_server: Server, tmp_path: Path) -> None:
+    now = int(time.time()) // 60 * 60
+    lines = []
+    for pod in range(100):
+        # Each lives for five hours, three and a half after the one before.
+        first = now - 14 * 86400 + pod * 12_000
+        times = [t * 1000 for t in range(first, min(now, first + 18_000), 60)]
+        metric = {"__name__": "chk_pods", "pod": f"p{pod}"}
+        lines.append(json.dumps({"metric": metric, "values": [1.0] * len(times), "timestamps": times}))
+    fetch(f"{vm_server.url}/api/v1/import", data="\n".join(lines).encode())
+    vm_server.flush()
+    at = datetime.fromtimestamp(now, UTC)
+    with open_store(Source(url=vm_server.url), state=tmp_path) as store:
+        (churn,) = (p for p in live(store, {"promql": "chk_pods"}, now=at).problems if p.code == "data/churn")
+        assert "100 series were seen in the last 14d" in churn.message
+        assert "data/churn" not in codes(store, {"promql": "sum(chk_pods)"}, now=at)
 
 
 @pytest.mark.servers

@@ -107,8 +107,7 @@ def validate(
     if output is Form.JSON:
         render.say_json(view.document())
     elif output is Form.GITHUB:
-        for line in view.annotations():
-            typer.echo(line)
+        render.say_lines(view.annotations())
     else:
         render.say_lines(view.lines())
     for line in view.notes():
