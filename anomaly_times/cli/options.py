@@ -78,7 +78,10 @@ class GroupedHelp(TyperCommand):
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is not None:
-                groups.setdefault(getattr(param, "rich_help_panel", None) or "Options", []).append(record)
+                # Typer puts the Python type of an argument after its name: `FILES <list[Path]>`.
+                name, text = record
+                shown = name.partition(" <")[0] if param.param_type_name == "argument" else name
+                groups.setdefault(getattr(param, "rich_help_panel", None) or "Options", []).append((shown, text))
         for title, records in groups.items():
             with formatter.section(title):
                 formatter.write_dl(records)

@@ -20,15 +20,19 @@ def up(
     data: Annotated[
         Path, typer.Option("--data", metavar="FOLDER", help="Where the servers keep their data and logs.")
     ] = Path(".anomaly-times/up"),
-    prefect_port: Annotated[int, typer.Option("--prefect-port", min=1, max=65535, metavar="PORT")] = 4200,
-    victoria_port: Annotated[int, typer.Option("--victoria-port", min=1, max=65535, metavar="PORT")] = 8428,
+    prefect_port: Annotated[
+        int, typer.Option("--prefect-port", min=1, max=65535, metavar="PORT", help="Of Prefect's server, on loopback.")
+    ] = 4200,
+    victoria_port: Annotated[
+        int, typer.Option("--victoria-port", min=1, max=65535, metavar="PORT", help="Of VictoriaMetrics, on loopback.")
+    ] = 8428,
 ) -> None:
     """Start what missions need on this machine; Ctrl-C stops it.
 
     VictoriaMetrics (where the settings name no source), a Prefect server on SQLite, a process worker and the two
     deployments. What answers already on its port is used, and left running at the end.
 
-    Example: at up --data ./metrics
+    Example: at up --data /var/lib/anomaly-times
     """
     from anomaly_times.cli import render
     from anomaly_times.errors import PrefectError

@@ -104,7 +104,8 @@ def test_all_comes_up_runs_a_mission_and_leaves_no_process(tmp_path: Path) -> No
         # The first detection may come before the first forecast.
         until(lambda: bool(json.loads(servers.fetch(query))["data"]["result"]), folder, process)
         (entry,) = json.loads(at_there("status", "--output", "json"))["missions"]
-        assert (entry["mission"], entry["last_run"]["state"]) == ("steady", "Completed")
+        assert entry["mission"] == "steady"
+        assert entry["last_run"]["state"] in ("Completed", "Skipped")
         assert entry["scored_until"] is not None
         # A run is wanted that is still starting when the end comes.
         until(lambda: any("prefect.engine" in line for line in left_behind(folder)), folder, process)
