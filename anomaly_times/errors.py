@@ -33,6 +33,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailableError",
     "UsageError",
+    "installing",
 ]
 
 
@@ -65,7 +66,12 @@ class MissingExtraError(UsageError):
     """An optional part of the package that is not installed."""
 
     def __init__(self, message: str, *, hint: str = "", extra: str = "") -> None:
-        super().__init__(message, hint=hint or f"pip install 'anomaly-times[{extra}]'")
+        super().__init__(message, hint=hint or installing(extra))
+
+
+def installing(extra: str) -> str:
+    """How an optional part is installed."""
+    return f"pip install 'anomaly-times[{extra}]', or in a clone: uv sync --extra {extra}"
 
 
 class MissionError(AnomalyTimesError):

@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,15 +20,17 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from rich import box
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from rich.theme import Theme
 
 from anomaly_times.cli.options import Output, Report
-from anomaly_times.cli.views import Cell, View, shared_labels
-from anomaly_times.errors import UsageError
+from anomaly_times.cli.views import SPARK_WIDTH, Cell, View, shared_labels
+from anomaly_times.errors import UsageError, installing
 from anomaly_times.outputs import render_page
 
 if TYPE_CHECKING:
@@ -55,6 +58,10 @@ __all__ = [
 ]
 
 _THEME = Theme({"bad": "bold red", "good": "green", "muted": "dim", "warn": "yellow"})
+_LEAST_NAME, _LEAST_TEXT = 20, 12
+"""A name shows so much at least where it is cut, and a text where it is folded."""
+_INDENT = 2
+_LEAST_SPARK = 8
 _PIPE_WIDTH = 1000
 """In a pipe or file a table is as wide as it needs to be: what reads it has no right edge."""
 
@@ -71,7 +78,15 @@ def stderr() -> Console:
 
 def _console(file: IO[str]) -> Console:
     width = None if file.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
-    return Console(file=file, theme=_THEME, highlight=False, markup=False, emoji=False, width=width)
+    return _Console(file=file, theme=_THEME, highlight=False, markup=False, emoji=False, width=width)
+
+
+class _Console(Console):
+    """A console that leaves a reader who left to the root of the command line; Rich would end the process with 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the error pass."""
+        raise BrokenPipeError
 
 
 def say(text: str) -> None:
@@ -92,8 +107,8 @@ def say_json(document: object) -> None:
 
 
 def say_table(columns: Sequence[str], rows: Sequence[tuple[Cell, ...]]) -> None:
-    """A table of the result; a column whose name begins with `>` is flush right."""
-    stdout().print(_table(columns, rows))
+    """A table of the result; a column whose name begins with `>` holds figures and is flush right."""
+    _print_table(stdout(), columns, rows)
 
 
 def note(text: str) -> None:
@@ -159,13 +174,18 @@ def show(view: View, form: Output, *, out: Path | None = None, plot: Path | None
     elif body:
         sys.stdout.flush()
         sys.stdout.buffer.write(body)
-    console = stderr()
-    # A frame has no place for what was written, a table and a document have.
-    beside = view.summary() if form in (Output.CSV, Output.PARQUET) else []
-    for line in (*beside, *(f"drawn into {plot}" for _ in range(plot is not None))):
-        console.print(Text(_clean(line)), soft_wrap=True)
+    # A frame has no place for what was stored, a table and a document have; but those in a file are not seen.
+    _tell_beside(view.summary() if form in (Output.CSV, Output.PARQUET) or out is not None else [], out, plot)
     for line in view.notes():
         note(line)
+
+
+def _tell_beside(lines: Sequence[str], out: Path | None, plot: Path | None = None) -> None:
+    """Lines of a summary, and which files were written, on stderr."""
+    console = stderr()
+    files = [f"{what} into {file}" for what, file in (("printed", out), ("drawn", plot)) if file is not None]
+    for line in (*lines, *files):
+        console.print(Text(_clean(line)), soft_wrap=True)
 
 
 class Lines(Protocol):
@@ -206,13 +226,14 @@ def show_report(report: Lines, form: Output, *, out: Path | None = None) -> None
         console = stdout() if out is None else stdout(text)
         rows = report.rows()
         if rows:
-            console.print(_table(report.columns, rows))
+            _print_table(console, report.columns, rows)
         for line in report.summary():
             console.print(Text(_clean(line)), soft_wrap=True)
     if out is not None:
         _write(out, text.getvalue().encode())
     else:
         sys.stdout.write(text.getvalue())
+    _tell_beside(report.summary() if out is not None else [], out)
     for line in report.notes():
         note(line)
 
@@ -222,26 +243,115 @@ def _print_view(console: Console, view: View, top: int) -> None:
     shared = shared_labels(view.labels)
     if shared:
         console.print(Text(f"all with {_clean(shared)}", style="muted"), soft_wrap=True)
-    rows = view.rows(top)
+    columns, rows = _fitted(view, top, console.width)
     if rows:
-        console.print(_table(view.columns, rows))
+        _print_table(console, columns, rows)
     if len(view.labels) > len(rows):
         console.print(Text(f"and {len(view.labels) - len(rows):,} more: `--top 0` shows all", style="muted"))
     for line in view.summary():
         console.print(Text(_clean(line)), soft_wrap=True)
 
 
-def _table(columns: Sequence[str], rows: Sequence[tuple[Cell, ...]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), header_style="muted")
-    for column in columns:
-        name = column.removeprefix(">")
-        # On a narrow terminal the names of series are folded: figures are what a table is for.
+def _fitted(view: View, top: int, room: int) -> tuple[Sequence[str], list[tuple[Cell, ...]]]:
+    """Columns and rows with sparklines as long as there is room for them beside whole names, or without any."""
+    columns, rows = view.columns, view.rows(top)
+    widths = _widths(columns, rows, sys.maxsize)
+    lines = {i: cell_len(_heading(column)) for i, column in enumerate(columns) if column.startswith("~")}
+    for length in range(SPARK_WIDTH, _LEAST_SPARK - 1, -1):
+        needed = sum(max(lines[i], min(width, length)) if i in lines else width for i, width in enumerate(widths))
+        if needed + _between(columns) <= room:
+            return columns, rows if length == SPARK_WIDTH else view.rows(top, spark=length)
+    kept = [i for i in range(len(columns)) if i not in lines]
+    return [columns[i] for i in kept], [tuple(row[i] for i in kept) for row in rows]
+
+
+def _print_table(console: Console, columns: Sequence[str], rows: Sequence[tuple[Cell, ...]]) -> None:
+    """A table that fits the console, or one that its lines run over: no figure is ever cut.
+
+    Columns go by the first character of their names: `>` figures, flush right; `<` names, which may be cut short; `~`
+    sparklines. All others are text, which may be folded. Where figures leave too little room beside names that come
+    first, or names would look alike, each has a line of its own.
+    """
+    widths = _widths(columns, rows, console.width - _between(columns))
+    wide = sum(widths) + _between(columns) > console.width
+    if columns[0].startswith("<") and (wide or _alike([_text(row[0]).plain for row in rows], widths[0])):
+        columns, names = columns[1:], [row[0] for row in rows]
+        rows = [row[1:] for row in rows]
+        widths = _widths(columns, rows, console.width - _between(columns) - _INDENT)
+        console.print(_table(columns, widths, rows[:0], indent=_INDENT))
+        for name, row in zip(names, rows, strict=True):
+            console.print(_text(name), no_wrap=True, overflow="ellipsis")
+            console.width = max(console.width, sum(widths) + _between(columns) + _INDENT)
+            console.print(_table(columns, widths, [row], header=False, indent=_INDENT))
+        return
+    console.width = max(console.width, sum(widths) + _between(columns))
+    console.print(_table(columns, widths, rows))
+
+
+def _table(
+    columns: Sequence[str],
+    widths: Sequence[int],
+    rows: Sequence[tuple[Cell, ...]],
+    *,
+    header: bool = True,
+    indent: int = 0,
+) -> RenderableType:
+    table = Table(
+        box=box.SIMPLE_HEAD if header else None,
+        pad_edge=False,
+        show_edge=False,
+        show_header=header,
+        padding=(0, 1 if header else 2, 0, 0),
+        header_style="muted",
+    )
+    for column, width in zip(columns, widths, strict=True):
         table.add_column(
-            name, justify="right" if name != column else "left", no_wrap=column != columns[0], overflow="fold"
+            _heading(column),
+            justify="right" if column.startswith(">") else "left",
+            width=width,
+            no_wrap=column.startswith("<"),
+            overflow="ellipsis" if column.startswith("<") else "fold",
         )
     for row in rows:
         table.add_row(*(_text(cell) for cell in row))
-    return table
+    return Padding(table, (0, 0, 0, indent), expand=False) if indent else table
+
+
+def _widths(columns: Sequence[str], rows: Sequence[tuple[Cell, ...]], room: int) -> list[int]:
+    """How wide each column is: as it would like to be where there is room, else no less than it can do with.
+
+    Names and text give way first, the widest before others, then figures are folded between words.
+    """
+    cells = [[_heading(column), *(_text(row[i]).plain for row in rows)] for i, column in enumerate(columns)]
+    widths = [max(map(cell_len, column)) for column in cells]
+    # The dots of "1 … 2" stay where the first number is.
+    words = [max(cell_len(word) for cell in column for word in re.split(" (?!…)", cell)) for column in cells]
+    for figures in (False, True):
+        least = [
+            words[i] if figures else min(widths[i], _LEAST_NAME if column.startswith("<") else _LEAST_TEXT)
+            for i, column in enumerate(columns)
+        ]
+        while sum(widths) > room:
+            able = [i for i, c in enumerate(columns) if c.startswith((">", "~")) == figures and widths[i] > least[i]]
+            if not able:
+                break
+            widths[max(able, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _alike(names: Sequence[str], width: int) -> bool:
+    """Whether cutting makes two different names one."""
+    shown = {name if cell_len(name) <= width else name[: width - 1] for name in names}
+    return len(shown) < len(set(names))
+
+
+def _between(columns: Sequence[str]) -> int:
+    """What the spaces between columns take."""
+    return 2 * (len(columns) - 1)
+
+
+def _heading(column: str) -> str:
+    return column[1:] if column.startswith((">", "<", "~")) else column
 
 
 def _text(cell: Cell) -> Text:
@@ -269,10 +379,12 @@ def show_models(models: Sequence[ModelInfo], form: Report) -> None:
     rows: list[tuple[Cell, ...]] = []
     for model in models:
         ready = installed[model.extra]
-        need = "" if ready else f"pip install 'anomaly-times[{model.extra}]'"
-        rows.append((model.name, model.summary, [("yes", "good") if ready else (f"no: {need}", "warn")]))
+        state = ("yes", "good") if ready else (f"no: [{model.extra}]", "warn")
+        rows.append((model.name, model.summary, [state]))
         rows += [("", f"  {name}: {meaning}", "") for name, meaning in model.params.items()]
     say_table(("model", "what it does", "installed"), rows)
+    for extra in sorted(extra for extra, ready in installed.items() if not ready):
+        say(f"[{extra}]: {installing(extra)}")
 
 
 def show_findings(source: str, findings: Sequence[Finding], form: Report) -> None:

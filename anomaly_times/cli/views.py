@@ -59,11 +59,11 @@ class View(Protocol):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The names of the table's columns; one that begins with `>` is flush right."""
+        """The table's columns: `>` begins figures, which are flush right, `<` names that may be cut, `~` sparklines."""
         ...
 
-    def rows(self, top: int) -> list[tuple[Cell, ...]]:
-        """The first `top` rows of the table (0: all), what matters first."""
+    def rows(self, top: int, *, spark: int = SPARK_WIDTH) -> list[tuple[Cell, ...]]:
+        """The first `top` rows of the table (0: all), what matters first; sparklines of up to `spark` blocks."""
         ...
 
     def summary(self) -> list[str]:
@@ -140,7 +140,7 @@ class ForecastView:
         grid = self.forecast.grid
         ahead = format_duration(grid.n * grid.step)
         shown = format_duration(self._recent().grid.n * grid.step)
-        return ("series", f"last {shown}", ">last", ">next", ">bounds", f">in {ahead}", f"next {ahead}")
+        return ("<series", f"~last {shown}", ">last", ">next", ">bounds", f">in {ahead}", f"~next {ahead}")
 
     def _recent(self) -> Panel:
         n = max(SPARK_WIDTH, 2 * self.forecast.grid.n)
@@ -152,18 +152,18 @@ class ForecastView:
             change = np.abs(final - last) / np.maximum(np.maximum(np.abs(final), np.abs(last)), 1e-300)
         return np.argsort(-np.nan_to_num(change, nan=-1.0), kind="stable")
 
-    def rows(self, top: int) -> list[tuple[Cell, ...]]:
+    def rows(self, top: int, *, spark: int = SPARK_WIDTH) -> list[tuple[Cell, ...]]:
         """One row a series."""
         names, recent, f = distinct_names(self.forecast.labels), self._recent(), self.forecast
         return [
             (
                 names[i],
-                sparkline(recent.y[i]),
+                sparkline(recent.y[i], width=spark),
                 number(_last(self.history.y[i : i + 1])[0]),
                 number(f.yhat[i, 0]),
                 f"{number(f.lower[i, 0])} … {number(f.upper[i, 0])}",
                 number(f.yhat[i, -1]),
-                sparkline(f.yhat[i]),
+                sparkline(f.yhat[i], width=spark),
             )
             for i in _first(self._order(), top)
         ]
@@ -293,8 +293,8 @@ class DetectView:
         """The table's columns."""
         grid = self.scores.grid
         return (
-            "series",
-            format_duration(grid.n * grid.step),
+            "<series",
+            f"~{format_duration(grid.n * grid.step)}",
             ">score",
             "at",
             ">value",
@@ -310,13 +310,13 @@ class DetectView:
         highest: Floats = np.fmax.reduce(self.scores.score, axis=1, initial=np.nan)
         return highest
 
-    def rows(self, top: int) -> list[tuple[Cell, ...]]:
+    def rows(self, top: int, *, spark: int = SPARK_WIDTH) -> list[tuple[Cell, ...]]:
         """One row a series, with the point of its highest score."""
         s, names, highest = self.scores, distinct_names(self.scores.labels), self._highest()
         rows: list[tuple[Cell, ...]] = []
         for i in _first(self._order(), top):
             flagged = s.score[i] > 1
-            line = sparkline(s.y[i], flagged)
+            line = sparkline(s.y[i], flagged, width=spark)
             if np.isnan(highest[i]):
                 rows.append((names[i], line, "–", "", number(_last(s.y[i : i + 1])[0]), "–", "", ""))
                 continue

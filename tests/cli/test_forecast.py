@@ -94,6 +94,20 @@ def test_csv_and_parquet_hold_the_long_frame(at: Run, store: MemoryStore, tmp_pa
     assert pl.read_parquet(file).height == 36
 
 
+@pytest.mark.parametrize("form", ["table", "json", "csv", "parquet"])
+@pytest.mark.parametrize("dry", [True, False])
+def test_what_was_written_where_is_told_on_stderr(
+    at: Run, store: MemoryStore, tmp_path: Path, form: str, dry: bool
+) -> None:
+    file = tmp_path / "out"
+    result = at("forecast", *COMMON, "--out", file, "--output", form, *(["--dry-run"] if dry else []))
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert f"printed into {file}" in result.stderr
+    assert ("dry run: no forecast stored" if dry else "stored 108 samples in http://localhost:8428") in result.stderr
+    assert file.stat().st_size > 0
+
+
 def test_a_table_in_a_pipe_is_neither_coloured_nor_cut(at: Run, store: MemoryStore) -> None:
     shown = at("forecast", *COMMON).stdout
     assert "\x1b" not in shown

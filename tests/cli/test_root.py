@@ -104,12 +104,13 @@ def test_ctrl_c_ends_cleanly(at: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")
 
 
-def test_a_reader_that_left_is_no_error() -> None:
+@pytest.mark.parametrize("form", ["json", "table"])
+def test_a_reader_that_left_is_no_error(form: str) -> None:
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as nobody:
         run = subprocess.run(
-            [sys.executable, "-m", "anomaly_times.cli", "models", "--output", "json"],
+            [sys.executable, "-m", "anomaly_times.cli", "models", "--output", form],
             stdout=nobody,
             stderr=subprocess.PIPE,
             text=True,
