@@ -31,6 +31,8 @@ _MINUTE, _HOUR, _DAY, _WEEK = timedelta(minutes=1), timedelta(hours=1), timedelt
 _STEPS = tuple(n * _MINUTE for n in (1, 2, 5, 10, 15, 30, 60))
 _SPAN = 28 * _DAY
 _LOOK = 10 * _MINUTE
+_MEANS = 30 * _MINUTE
+_PERIODS = {_HOUR: "an hour", _DAY: "a day", _WEEK: "a week"}
 _MOST_SERIES = 500
 _SHARE = 0.3
 _SCRAPES = 4
@@ -87,6 +89,7 @@ def suggest_mission(name: str, promql: str, store: Store, *, source: str = "", n
     step = _rounded_up(interval)
     history = store.read(promql, Grid.ending(now, max(step, _LOOK), _SPAN // max(step, _LOOK)))
     kept = history.rows(np.unique(np.linspace(0, history.n_series - 1, _MOST_SERIES).astype(int)))
+    seasons = _Seasons.of(kept)
     every = _HOUR if step <= 10 * _MINUTE else 6 * _HOUR
     head = [
         f"# Made by `at mission init` from what {store.name} held on {now:%Y-%m-%d}: {history.n_series:,} series, a "
@@ -98,11 +101,11 @@ def suggest_mission(name: str, promql: str, store: Store, *, source: str = "", n
         _Line(f"promql: {_quoted(promql)}", about_query),
         *([_Line(f"source: {_quoted(source)}")] if source else []),
         _Line(f"step: {format_duration(step)}", _why_step(step, interval)),
-        *_season(kept),
+        *_season(kept, seasons),
     ]
     forecast = [
         _Line(f"every: {format_duration(every)}"),
-        _lookback(kept),
+        _lookback(kept, seasons),
         _Line(
             f"horizon: {format_duration(2 * every)}",
             "twice `every`: forecasts overlap, so one that is late leaves no hole",
@@ -223,28 +226,69 @@ def _interval_of(panel: Panel) -> timedelta:
     return max(1, round(panel.grid.n / max(1.0, float(np.median(counts))))) * panel.grid.step
 
 
-def _season(panel: Panel) -> list[_Line]:
-    found = find_seasons(panel)
-    n = len(found)
-    lines = []
-    for period, name in ((_HOUR, "hour"), (_DAY, "day"), (_WEEK, "week")):
-        count = sum(period // panel.grid.step in row for row in found)
-        if count:
-            lines.append(f"a rhythm of a {name} in {count} of {n} series")
-    words = ", ".join(lines) or "no rhythm of hours, days or weeks was found"
+@dataclass(frozen=True)
+class _Seasons:
+    """In how many of `n` series each rhythm was found: in the points as they are, and in means of half an hour."""
+
+    n: int
+    points: Mapping[timedelta, int]
+    means: Mapping[timedelta, int]
+
+    @classmethod
+    def of(cls, panel: Panel) -> _Seasons:
+        def count(found: Panel) -> dict[timedelta, int]:
+            rows = find_seasons(found)
+            return {period: sum(period // found.grid.step in row for row in rows) for period in _PERIODS}
+
+        return cls(panel.n_series, count(panel), count(_means(panel, _MEANS)) if panel.grid.step < _MEANS else {})
+
+    @property
+    def hidden(self) -> list[timedelta]:
+        """Rhythms that most series show in means, and hardly any in noisy points: models must be told."""
+        return [
+            period
+            for period, count in self.means.items()
+            if count > self.n / 2 and self.points[period] < _SHARE * self.n
+        ]
+
+    def follow(self, period: timedelta) -> bool:
+        """Whether enough series follow `period` to be fitted to it."""
+        return self.points[period] >= _SHARE * self.n or period in self.hidden
+
+
+def _means(panel: Panel, step: timedelta) -> Panel:
+    """The means of blocks of about `step`."""
+    size = step // panel.grid.step
+    n = panel.grid.n // size
+    blocks = panel.y[:, panel.grid.n - n * size :].reshape(panel.n_series, n, size)
+    there = np.isfinite(blocks).sum(axis=2)
+    means = np.where(there > 0, np.nansum(blocks, axis=2) / np.maximum(1, there), np.nan)
+    return Panel(panel.labels, Grid.ending(panel.grid.end, size * panel.grid.step, n), means)
+
+
+def _season(panel: Panel, seasons: _Seasons) -> list[_Line]:
+    told = [
+        f"a rhythm of {name} in {seasons.points[period]} of {seasons.n} series"
+        for period, name in _PERIODS.items()
+        if seasons.points[period]
+    ]
+    words = ", ".join(told) or "no rhythm of hours, days or weeks was found"
     if _history(panel) < 2 * _WEEK:
         words += f" in {_days(_history(panel))} of history"
+    season = "auto"
+    if seasons.hidden:
+        names = " and ".join(_PERIODS[period] for period in seasons.hidden)
+        words = f"points are noisy, but means of half an hour follow a rhythm of {names}: so it is given"
+        season = "[" + ", ".join(format_duration(period) for period in seasons.hidden) + "]"
     zone = "days begin by this clock; name your users' zone (Europe/Berlin) where their day makes the rhythm"
-    return [_Line("season: auto", words), _Line("timezone: UTC", zone)]
+    return [_Line(f"season: {season}", words), _Line("timezone: UTC", zone)]
 
 
-def _lookback(panel: Panel) -> _Line:
-    found = find_seasons(panel)
-    daily, weekly = (sum(p // panel.grid.step in row for row in found) for p in (_DAY, _WEEK))
+def _lookback(panel: Panel, seasons: _Seasons) -> _Line:
     days, why = 7, "no daily or weekly rhythm was found, so older history says little of tomorrow"
-    if weekly >= _SHARE * len(found):
+    if seasons.follow(_WEEK):
         days, why = 28, "four weeks: a weekly rhythm takes two, and a holiday or an incident spoils one"
-    elif daily >= _SHARE * len(found) or _history(panel) < 2 * _WEEK:
+    elif seasons.follow(_DAY) or _history(panel) < 2 * _WEEK:
         days, why = 14, "two weeks: enough for a daily rhythm, and to see whether there is a weekly one"
     if _history(panel) < days * _DAY:
         why += f"; there are {_days(_history(panel))} yet"
@@ -287,14 +331,9 @@ def _gates(panel: Panel, promql: str) -> Sequence[_Line]:
             )
         )
     elif high > low:
-        least = float(f"{0.1 * float(np.nanquantile(np.abs(y), 0.99)):.1g}")
-        if least > 0:
-            lines.append(
-                _Line(
-                    f"min_deviation: {least:g}",
-                    "most values are zero, so shares of them say nothing; this is a tenth of what is seen at most",
-                )
-            )
+        least = float(f"{0.1 * float(np.median(np.abs(y[np.isfinite(y) & (y != 0)]))):.1g}")
+        why = "most values are zero, so shares of them say nothing; this is a tenth of what the others are"
+        lines.append(_Line(f"min_deviation: {least:g}", why))
     if low >= 0 and _NEVER_NEGATIVE.search(promql):
         ratio = high <= 1 and _RATIO.search(promql) is not None
         what = "a share: other values cannot be" if ratio else "by its nature never below zero: such a value is wrong"
