@@ -451,6 +451,7 @@ def test_gaps_do_not_hide_the_scrape_interval(vm_server: Server, tmp_path: Path)
         assert examiner.intervals(parse_query("rate(chk_gappy[5m])")) == {"chk_gappy": MINUTE}
 
 
+@pytest.mark.slow
 @pytest.mark.servers
 def test_what_prometheus_says_of_what_it_scrapes(
     start: Callable[..., Server], prom_server: Server, tmp_path: Path
