@@ -1,4 +1,4 @@
-"""Missions by the thousand: `python -m benchmarks.missions validate [--missions N] [--repeat R] [--live]`."""
+"""Missions by the thousand: `python -m benchmarks.missions validate|sync [--missions N] [--repeat R] [--live]`."""
 
 from __future__ import annotations
 
@@ -96,14 +96,59 @@ def live(count: int) -> list[Row]:
     return [Row(f"{count:,} missions checked live, server on the same machine", "s", (seconds,))]
 
 
+def sync(count: int, repeat: int) -> list[Row]:
+    """An apply of new missions on a fresh Prefect server with SQLite, and plans with nothing to do."""
+    from anomaly_times.loading import load_missions
+    from anomaly_times.plan import Plan
+    from anomaly_times.scheduling import sync
+    from anomaly_times.scheduling.server import PrefectServer
+    from tests.prefect_bases import base_deployments
+    from tests.prefect_server import prefect_server
+
+    def now() -> datetime:
+        return datetime.now(UTC)
+
+    with tempfile.TemporaryDirectory() as temp:
+        folder = Path(temp)
+        (folder / "missions").mkdir()
+        write_missions(folder / "missions", count)
+        missions = [loaded.mission for loaded in load_missions([folder / "missions"]).missions]
+        running = prefect_server(folder / "server")
+        base_deployments(running.url)
+        try:
+            with PrefectServer(running.url + "/api") as server:
+
+                def apply() -> None:
+                    sync.apply(server, missions, project="bench", clock=now)
+
+                def plan() -> Plan:
+                    return sync.plan(server, missions, project="bench", now=now())
+
+                seconds = timed(apply, 1)
+                assert plan().empty
+                again = timed(apply, repeat)
+                nothing = timed(plan, repeat)
+        finally:
+            running.stop()
+    share = count / 10_000
+    return [
+        Row(f"apply of {count:,} new missions, SQLite", "s", seconds, target=f"{180 * share:.3g} s"),
+        Row(f"plan with nothing to do, {count:,} deployed", "s", nothing, target=f"{30 * share:.3g} s"),
+        Row(f"apply with nothing to do, {count:,} deployed", "s", again),
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["validate"])
+    parser.add_argument("what", choices=["validate", "sync"])
     parser.add_argument("--missions", type=int, default=1000)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--live", action="store_true", help="ask a real VictoriaMetrics too")
     args = parser.parse_args()
-    rows = offline(args.missions, args.repeat) + (live(args.missions) if args.live else [])
+    if args.what == "sync":
+        rows = sync(args.missions, args.repeat)
+    else:
+        rows = offline(args.missions, args.repeat) + (live(args.missions) if args.live else [])
     print("| what | figure | runs | beside | target |\n| --- | --- | --- | --- | --- |")
     for row in rows:
         print(row.as_markdown())

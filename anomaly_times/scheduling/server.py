@@ -30,6 +30,7 @@ from anomaly_times.conventions import (
     DETECTION_DEPLOYMENT,
     FORECASTING_DEPLOYMENT,
     Kind,
+    lease_name,
     lock_name,
     mission_of_variable,
     variable_name,
@@ -342,6 +343,11 @@ class PrefectServer:
     def patch_schedule(self, deployment: str, schedule: PackSchedule) -> None:
         """Make the schedule with the id of `schedule` like it."""
         self._ask("PATCH", f"deployments/{deployment}/schedules/{schedule.id}", _schedule_body(schedule))
+
+    def delete_pack(self, deployment: str, schedule: PackSchedule) -> None:
+        """Remove the schedule of a pack that has no members, and the Variable by which its runs took turns."""
+        self.delete_schedule(deployment, schedule.id)
+        self._gone(f"variables/name/{lease_name(schedule.slug)}")
 
     def delete_schedule(self, deployment: str, schedule: str) -> None:
         """Remove a schedule by its id; one that is gone is fine."""

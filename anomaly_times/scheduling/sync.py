@@ -113,7 +113,7 @@ def _carry_out(server: PrefectServer, made: Plan, lock: Lock, clock: Callable[[]
         elif change.action == "patch":
             server.patch_schedule(deployment, change.schedule)
         else:
-            server.delete_schedule(deployment, change.schedule.id)
+            server.delete_pack(deployment, change.schedule)
 
     def tell_schedule(change: ScheduleChange) -> None:
         on_done(change.action, f"schedule {change.schedule.slug}")
@@ -181,7 +181,7 @@ def delete(server: PrefectServer, name: str, *, project: str) -> None:
         inhabited = {slug for found in state.found.values() if found.name != name for slug in found.packs}
         for schedule in state.schedules:
             if schedule.slug not in inhabited:
-                server.delete_schedule(state.deployments[schedule.kind], schedule.id)
+                server.delete_pack(state.deployments[schedule.kind], schedule)
 
 
 def our_mission(server: PrefectServer, name: str, *, project: str) -> Found:

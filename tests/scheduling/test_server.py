@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 import anomaly_times.scheduling.server as server_module
-from anomaly_times.conventions import lock_name, variable_name
+from anomaly_times.conventions import lease_name, lock_name, variable_name
 from anomaly_times.deployed import DeployedMission, Pause
 from anomaly_times.errors import MissionError, PrefectError, UsageError
 from anomaly_times.mission import Mission
@@ -139,6 +139,8 @@ def test_prune_removes_just_that_and_nothing_of_a_second_project_or_of_people(si
     by_hand = {"schedule": {"interval": 3600}, "parameters": {"promql": "up", "model_type": "mstl"}}
     [made] = api(here.url, "POST", f"deployments/{here.bases['forecast']}/schedules", [by_hand])
     here.apply(here.mission("a"), here.mission("b", detect={"every": "5m"}))
+    lease = lease_name(f"at:{here.project}:detect:5m:00")
+    api(here.url, "POST", "variables/", {"name": lease, "value": {}})
     there.apply(there.mission("theirs", detect={"every": "5m"}))
     theirs = there.variable(there.mission("theirs")), there.schedules()
     _, done = here.apply(here.mission("a"), prune=True)
@@ -147,6 +149,7 @@ def test_prune_removes_just_that_and_nothing_of_a_second_project_or_of_people(si
         f"delete schedule at:{here.project}:detect:5m:00",
     ]
     assert here.variable(here.mission("b")) is None
+    assert api(here.url, "GET", f"variables/name/{lease}") is None
     assert (there.variable(there.mission("theirs")), there.schedules()) == theirs
     assert schedules(here.url)[made["id"]]["parameters"] == by_hand["parameters"]
     api(here.url, "DELETE", f"deployments/{here.bases['forecast']}/schedules/{made['id']}")
