@@ -18,6 +18,7 @@ The number is the exit code of `at`. Every error carries a `hint`: what to try n
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailableError",
     "UsageError",
+    "in_our_words",
     "installing",
 ]
 
@@ -72,6 +74,27 @@ class MissingExtraError(UsageError):
 def installing(extra: str) -> str:
     """How an optional part is installed."""
     return f"pip install 'anomaly-times[{extra}]', or in a clone: uv sync --extra {extra}"
+
+
+_WORDS = (
+    (r"^Value error, ", ""),
+    (r", unable to (parse|interpret) .*$", ""),
+    (r"^Input should be (a )?valid integer", "must be a whole number"),
+    (r"^Input should be (a )?valid ", "must be a "),
+    (r"^(Input|String|Value|List|Tuple|Dictionary) should ", "must "),
+    ("greater than or equal to ", "at least "),
+    ("less than or equal to ", "at most "),
+    ("greater than ", "more than "),
+    (r"^Field required", "is missing"),
+    (r"^Extra inputs are not permitted", "is not known"),
+)
+
+
+def in_our_words(message: str) -> str:
+    """What is wrong with a value, from pydantic's message: `Input should be greater than 0`, `must be more than 0`."""
+    for theirs, ours in _WORDS:
+        message = re.sub(theirs, ours, message)
+    return message
 
 
 class MissionError(AnomalyTimesError):

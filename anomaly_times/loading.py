@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from anomaly_times.errors import UsageError
+from anomaly_times.errors import UsageError, in_our_words
 from anomaly_times.mission import Mission
 from anomaly_times.problems import Problem, Where
 from anomaly_times.yamlfile import MAX_BYTES, Document, YamlError, read_documents
@@ -278,7 +278,7 @@ def _mission(draft: _Draft, problems: list[Problem]) -> LoadedMission | None:
 def _schema_problems(exc: ValidationError, draft: _Draft, name: str) -> Iterator[Problem]:
     for error in exc.errors(include_url=False, include_context=False):
         path = tuple(error["loc"])
-        message, hint = error["msg"].removeprefix("Value error, "), ""
+        message, hint = in_our_words(error["msg"]), ""
         if error["type"] == "extra_forbidden":
             code, message = "mission/unknown-field", f"there is no field {path[-1]!r}"
             near = difflib.get_close_matches(str(path[-1]), _fields(path[:-1]), 1, _TOO_SHORT_TO_GUESS)

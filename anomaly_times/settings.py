@@ -7,6 +7,7 @@ variables: `AT_PROJECT`, `AT_SOURCE`, `AT_STATE_URL`, `AT_SOURCES__MAIN__URL`, â
 from __future__ import annotations
 
 import os
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Self
@@ -25,12 +26,26 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from anomaly_times.durations import Duration, parse_duration
-from anomaly_times.errors import UsageError
+from anomaly_times.errors import UsageError, in_our_words
 
-__all__ = ["DEFAULT_URL", "PrefectApi", "Settings", "Source", "WriteMode", "load_settings", "source_for_url"]
+__all__ = [
+    "CREDENTIALS_HINT",
+    "DEFAULT_URL",
+    "PrefectApi",
+    "Settings",
+    "Source",
+    "WriteMode",
+    "load_settings",
+    "source_for_url",
+]
 
 DEFAULT_URL = "http://localhost:8428"
 CONFIG_FILE = "anomaly-times.yaml"
+CREDENTIALS_HINT = (
+    "a source in anomaly-times.yaml has `url`, `username` and `password` (or `password_file`, `bearer_token`); or set "
+    "AT_SOURCES__MAIN__URL, AT_SOURCES__MAIN__USERNAME and AT_SOURCES__MAIN__PASSWORD; then `--source main`"
+)
+"""How credentials reach a source; `--url` has no place for them."""
 
 
 def _checked_url(url: str, *, credentials: str = "", query: str = "") -> str:
@@ -240,19 +255,24 @@ def source_for_url(url: str) -> Source:
         if url.startswith(("http://", "https://")):
             return Source(url=url)
         folder = url.removeprefix("file://")
+        if re.fullmatch(r"[\w.-]+:\d+(/\S*)?", folder) and not Path(folder).exists():
+            raise UsageError(f"{url!r} is neither an HTTP URL nor a folder", hint=f"http://{url}")
         if "://" in folder or not folder:
             raise UsageError(
                 f"{url!r} is neither an HTTP URL nor a folder", hint="e.g. http://localhost:8428, ./metrics"
             )
         return Source(folder=Path(folder))
     except ValidationError as exc:
-        raise UsageError(_settings_message(exc, prefix="the URL ")) from None
+        text = _settings_message(exc, prefix="the URL ")
+        raise UsageError(
+            text, hint=CREDENTIALS_HINT if "credentials" in text else "e.g. http://localhost:8428"
+        ) from None
 
 
 def _settings_message(exc: ValidationError, *, prefix: str = "") -> str:
     lines = []
     for error in exc.errors(include_input=False, include_url=False, include_context=False):
         where = ".".join(str(part) for part in error["loc"])
-        text = error["msg"].removeprefix("Value error, ")
+        text = in_our_words(error["msg"])
         lines.append(f"{prefix or where + ': '}{text}")
     return "; ".join(lines)

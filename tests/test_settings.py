@@ -54,6 +54,13 @@ def test_a_write_url_with_its_path_is_kept() -> None:
 def test_what_is_typed_as_a_url_may_be_a_folder() -> None:
     assert source_for_url("./metrics").folder == Path("metrics")
     assert source_for_url("file:///var/metrics").folder == Path("/var/metrics")
+    with pytest.raises(UsageError, match="neither an HTTP URL nor a folder") as caught:
+        source_for_url("localhost:8428/select/0")
+    assert caught.value.hint == "http://localhost:8428/select/0"
+    with pytest.raises(UsageError, match="must not hold credentials") as caught:
+        source_for_url("http://me:secret@host")
+    assert "AT_SOURCES__MAIN__PASSWORD" in caught.value.hint
+    assert "secret" not in caught.value.message + caught.value.hint
     with pytest.raises(UsageError):
         source_for_url("ftp://host/x")
     with pytest.raises(UsageError):

@@ -7,6 +7,7 @@ it, so that `at --help` answers at once.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from typing import Annotated, Any
@@ -26,7 +27,7 @@ from anomaly_times.cli.options import GroupedHelp
 from anomaly_times.cli.run import run
 from anomaly_times.cli.status import status
 from anomaly_times.cli.up import up
-from anomaly_times.errors import AnomalyTimesError
+from anomaly_times.errors import AnomalyTimesError, in_our_words
 
 __all__ = ["app", "main"]
 
@@ -38,13 +39,21 @@ EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE: `at … | head` is no failure of ours
 class _Root(TyperGroup):
     """The root group, and the one place where errors become messages and exit codes."""
 
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except TyperException as exc:
+            raise _told(exc) from None
+
     def invoke(self, ctx: Any) -> Any:
         debug = bool(ctx.params.get("debug"))
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
-        except (TyperException, typer.Exit, typer.Abort):
-            raise  # Typer's own: usage errors (2), help and version
+        except (typer.Exit, typer.Abort):
+            raise  # Typer's own: help and version
+        except TyperException as exc:
+            raise _told(exc) from None
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -60,6 +69,32 @@ class _Root(TyperGroup):
             _tell(exc, message, "" if debug else "`at --debug …` shows where; please report it", debug=debug)
             raise typer.Exit(EXIT_BUG) from None
         return result
+
+
+def _told(exc: TyperException) -> TyperException | typer.Exit:
+    """What to raise for a usage error once it is told in our words; Typer's own where help is all that it says."""
+    if type(exc).__name__ == "NoArgsIsHelpError":
+        return exc
+    message = exc.message.rstrip(".")
+    param, context = getattr(exc, "param", None), getattr(exc, "ctx", None)
+    if param is not None:
+        name = max(param.opts, key=len) if param.param_type_name == "option" else param.metavar or param.name.upper()
+        message = f"{name}: {in_our_words(message) or 'is missing'}"
+    for theirs, ours in _TYPERS_WORDS:
+        message = re.sub(theirs, ours, message)
+    near = sorted(getattr(exc, "possibilities", None) or [])
+    hint = f"did you mean {', '.join(near)}?" if near else ""
+    if context is not None and not hint:
+        hint = f"`{context.command_path} --help` shows what it takes"
+    _tell(exc, message, hint, debug=False)
+    return typer.Exit(exc.exit_code)
+
+
+_TYPERS_WORDS = (
+    (r"^No such (command|option):? ", r"there is no \1 "),
+    (r"^Option '(\S+)' requires an argument", r"\1: needs a value"),
+    (r"^Got unexpected extra arguments?(?:\(s\))? \((.*)\)", r"too many arguments: \1"),
+)
 
 
 def _tell(exc: Exception, message: str, hint: str, *, debug: bool) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from anomaly_times.cli import options as opt
+from anomaly_times.errors import UsageError
 
-__all__ = ["forecast"]
+if TYPE_CHECKING:
+    from anomaly_times.stores import Store
+
+__all__ = ["forecast", "require_room_ahead"]
 
 
 def forecast(
@@ -55,6 +61,8 @@ def forecast(
     query, form = opt.query_from_options(ctx.params), opt.output_format(output, out, plot)
     with query.open() as store, render.working(f"forecasting {query.mission.promql}"):
         stores = query.stores(store)
+        if not dry_run:
+            require_room_ahead(query, store)
         [result] = forecast_pass([query.mission], stores, now=query.now, keep_history=True)
         written, failed, where = None, None, ""
         if not dry_run and result.error is None:
@@ -64,3 +72,26 @@ def forecast(
     render.show(view, form, out=out, plot=plot, top=top)
     if failed is not None:
         raise failed
+
+
+def require_room_ahead(query: opt.Query, store: Store) -> None:
+    """Refuse a forecast that the store could not hold, before it is made.
+
+    Raises:
+        UsageError: it reaches further ahead than VictoriaMetrics keeps.
+        StoreError: that depends on the server, and it does not answer.
+    """
+    from anomaly_times.durations import format_duration
+    from anomaly_times.stores.prometheus import PrometheusStore
+    from anomaly_times.stores.writing import FARTHEST_AHEAD
+
+    mission = query.mission
+    if mission.horizon <= FARTHEST_AHEAD or not isinstance(store, PrometheusStore):
+        return
+    if store.writes_ahead(mission):
+        option = "--horizon" if mission.forecast.horizon is not None else "--every"
+        raise UsageError(
+            f"{option}: {format_duration(mission.horizon)} ahead is too far: VictoriaMetrics drops what lies more than "
+            "two days ahead",
+            hint=f"--horizon {format_duration(FARTHEST_AHEAD)} or less; --dry-run forecasts further, and stores none",
+        )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 from typer.core import TyperCommand
 
-from anomaly_times.errors import MissionError, UsageError
+from anomaly_times.errors import MissionError, UsageError, in_our_words
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 DEFAULT_FILES = Path("missions")
+_CLOCKS_DIFFER = timedelta(minutes=1)
 MISSIONS, QUERY, TIME, MODEL, GATES, OUTPUT = (
     "Missions",
     "Query",
@@ -286,7 +287,9 @@ def query_from_options(params: Mapping[str, Any]) -> Query:
     try:
         mission = Mission.model_validate(spec)
     except ValidationError as exc:
-        raise UsageError(_by_option(exc), hint="`--help` shows what each option takes") from None
+        raise UsageError(
+            _by_option(exc), hint=_longer(str(exc), given) or "`--help` shows what each option takes"
+        ) from None
     return Query(mission, source, parse_time(params["at"], now=utc_now()), settings)
 
 
@@ -439,7 +442,7 @@ def parse_time(text: str, *, now: datetime) -> datetime:
     """The time that `text` means, in UTC: `now`, so long before it (`-2h`), or ISO 8601 (UTC where no zone is given).
 
     Raises:
-        UsageError: for anything else, and for times that no metric has.
+        UsageError: for anything else, and for times that no metric has, or that are still to come.
     """
     from datetime import UTC
 
@@ -452,13 +455,24 @@ def parse_time(text: str, *, now: datetime) -> datetime:
             return now - parse_duration(text[1:])
         at = datetime.fromisoformat(text)
     except (ValueError, UsageError):
-        raise UsageError(
-            f"--at: {text[:64]!r} is no time", hint="write it like 2026-03-01T12:00Z, `now`, or -2h"
-        ) from None
+        hint = f"-{text} is so long ago" if _is_duration(text) else "write it like 2026-03-01T12:00Z, `now`, or -2h"
+        raise UsageError(f"--at: {text[:64]!r} is no time", hint=hint) from None
     at = at.replace(tzinfo=UTC) if at.tzinfo is None else at
     if not 1980 <= at.year <= 2200:
         raise UsageError(f"--at: {text[:64]!r} is out of range", hint="metrics live between 1980 and 2200")
+    if at > now + _CLOCKS_DIFFER:
+        raise UsageError(f"--at: {text[:64]!r} has not come yet", hint=f"it is {now:%Y-%m-%d %H:%M} UTC")
     return at.astimezone(UTC)
+
+
+def _is_duration(text: str) -> bool:
+    from anomaly_times.durations import parse_duration
+
+    try:
+        parse_duration(text)
+    except UsageError:
+        return False
+    return True
 
 
 def parse_window(text: str | None, option: str) -> timedelta | None:
@@ -529,12 +543,22 @@ def _model_params(pairs: list[str]) -> dict[str, Any]:
     return params
 
 
+def _longer(problem: str, given: Mapping[str, str]) -> str:
+    """The option that a long step needs besides; empty where the problem is another."""
+    from anomaly_times.durations import format_duration, parse_duration
+
+    for option in ("horizon", "lookback"):
+        if f"the {option} must cover" in problem:
+            return f"--{option} {format_duration(2 * parse_duration(given.get('step', '1m')))}, or more"
+    return ""
+
+
 def _by_option(exc: ValidationError) -> str:
     """One line a problem, each under the option that it stems from."""
     lines: dict[str, None] = {}
     for error in exc.errors(include_input=False, include_url=False, include_context=False):
         where = tuple(str(part) for part in error["loc"])
         option = next((name for name, path in _FIELDS.items() if where[: len(path)] == path), None)
-        text = error["msg"].removeprefix("Value error, ")
+        text = in_our_words(error["msg"])
         lines[f"--{option.replace('_', '-')}: {text}" if option else text] = None
     return "; ".join(lines)

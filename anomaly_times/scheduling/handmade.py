@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from anomaly_times.conventions import name_for_query
-from anomaly_times.errors import MissionError
+from anomaly_times.errors import MissionError, in_our_words
 from anomaly_times.mission import Mission
 from anomaly_times.settings import Settings
 
@@ -50,5 +50,5 @@ def _by_parameter(exc: ValidationError) -> str:
     for error in exc.errors(include_input=False, include_url=False, include_context=False):
         path = [str(part) for part in error["loc"] if part not in ("forecast", "detect")]
         name = "model_type" if path[:1] == ["model"] else ".".join(path)
-        lines.append(f"{name}: {error['msg'].removeprefix('Value error, ')}" if name else error["msg"])
+        lines.append(f"{name}: {in_our_words(error['msg'])}" if name else in_our_words(error["msg"]))
     return "; ".join(lines)

@@ -35,7 +35,7 @@ from anomaly_times.errors import (
     StoreUnavailableError,
     UsageError,
 )
-from anomaly_times.settings import Source
+from anomaly_times.settings import CREDENTIALS_HINT, Source
 
 __all__ = ["HttpClient", "RefusedError", "TooLargeError"]
 
@@ -285,7 +285,7 @@ def _error_for(response: httpx.Response, where: str, body: bytes) -> Exception:
     status, text = response.status_code, _words(body)
     said = f"{where} answers {status}" + (f": {_shortened(text)}" if text else "")
     if status in (401, 403):
-        return StoreAuthError(said, hint="check the source's `username`/`password` or `bearer_token` and its rights")
+        return StoreAuthError(said, hint=f"check the credentials of the source, and their rights: {CREDENTIALS_HINT}")
     if response.is_redirect:
         target = urlsplit(response.headers.get("Location", ""))
         host = f"{target.scheme}://{target.netloc.rpartition('@')[2]}" if target.netloc else _shown(str(response.url))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+import anomaly_times.cli.options
 import anomaly_times.stores
 from anomaly_times.cli import app
 from anomaly_times.panel import Grid, Labels, Panel
@@ -39,6 +40,7 @@ def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MemoryStore:
     """What every command of this test opens."""
     memory = MemoryStore({QUERY: requests()})
     monkeypatch.setattr(anomaly_times.stores, "open_store", lambda source, *, state: memory)
+    monkeypatch.setattr(anomaly_times.cli.options, "utc_now", lambda: AT + timedelta(days=60))
     monkeypatch.chdir(tmp_path)
     return memory
 

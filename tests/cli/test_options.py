@@ -67,8 +67,9 @@ def test_every_option_lands_in_its_field() -> None:
         ({"step": "-5m"}, "--step: "),
         ({"lookback": "1y2x"}, "--lookback: '1y2x' is not a duration"),
         ({"horizon": "soon"}, "--horizon: "),
-        ({"level": "100"}, "--level: "),
-        ({"level": "high"}, "--level: "),
+        ({"level": "100"}, "--level: must be less than 100"),
+        ({"level": "0"}, "--level: must be more than 0"),
+        ({"level": "high"}, "--level: must be a number"),
         ({"direction": "up"}, "--direction: "),
         ({"missing": "maybe"}, "--missing: "),
         ({"min_deviation": "1,2,3"}, "--min-deviation: "),
@@ -118,6 +119,25 @@ def test_source_and_url_exclude_each_other() -> None:
 def test_a_time_is_iso_or_relative_and_utc_where_it_says_nothing_else(text: str, at: datetime) -> None:
     assert parse_time(text, now=NOW) == at
     assert parse_time(text, now=NOW).tzinfo is UTC
+
+
+def test_a_time_without_its_sign_and_one_to_come_are_told_so() -> None:
+    with pytest.raises(UsageError, match="'2h' is no time") as caught:
+        parse_time("2h", now=NOW)
+    assert caught.value.hint == "-2h is so long ago"
+    with pytest.raises(UsageError, match="'2026-03-01T12:02' has not come yet") as caught:
+        parse_time("2026-03-01T12:02", now=NOW)
+    assert caught.value.hint == "it is 2026-03-01 12:00 UTC"
+    assert parse_time("2026-03-01T12:01", now=NOW) == NOW + timedelta(minutes=1)  # clocks differ
+
+
+def test_a_long_step_is_told_which_option_it_needs_besides() -> None:
+    with pytest.raises(UsageError, match="the horizon must cover one step") as caught:
+        _mission(step="1d")
+    assert caught.value.hint == "--horizon 2d, or more"
+    with pytest.raises(UsageError, match="the lookback must cover two steps") as caught:
+        _mission(step="1h", lookback="90m", horizon="2h")
+    assert caught.value.hint == "--lookback 2h, or more"
 
 
 @pytest.mark.parametrize("text", ["", "12:00", "-soon", "-0s", "1700000000", "0001-01-01", "9999-12-31T23:59-14:00"])

@@ -55,13 +55,26 @@ def test_options_are_listed_in_groups(at: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["nonsense"], ["detect", "--jobs", "0"], ["detect", "--promql"], ["models", "--output", "xml"]]
+    ("args", "message"),
+    [
+        (["nonsense"], "there is no command 'nonsense'"),
+        (["mission", "nonsense"], "there is no command 'nonsense'"),
+        (["--nonsense"], "there is no option --nonsense"),
+        (["detect", "--nope"], "there is no option --nope"),
+        (["detect", "--jobs", "0"], "--jobs: must be at least 1"),
+        (["detect", "--top", "x"], "--top: must be a whole number"),
+        (["detect", "--promql"], "--promql: needs a value"),
+        (["models", "--output", "xml"], "--output: 'xml' is not one of 'table', 'json'"),
+        (["models", "extra"], "too many arguments: extra"),
+        (["mission", "show"], "NAME: is missing"),
+    ],
 )
-def test_wrong_usage_exits_2_on_stderr_alone(at: Run, args: list[str]) -> None:
+def test_wrong_usage_exits_2_and_is_told_in_our_words(at: Run, args: list[str], message: str) -> None:
     result = at(*args)
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert "Error: " in result.stderr
+    assert result.stderr.splitlines()[0] == f"error: {message}"
+    assert "Usage: " not in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,19 @@ def test_a_server_that_is_away_is_never_a_bad_query(at: Run) -> None:
     assert at("doctor", "--url", away).exit_code == 4
 
 
+def test_a_horizon_that_the_server_cannot_hold_is_refused_before_any_work(
+    at: Run, vm_server: servers.Server, prom_server: servers.Server
+) -> None:
+    query = ("forecast", "--promql", "nothing_at_all", "--horizon", "60h", "--url")
+    result = at(*query, vm_server.url)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: --horizon: 2d12h ahead is too far: VictoriaMetrics drops")
+    assert "hint: --horizon 1d23h or less" in result.stderr
+    # No series is what stops these: there it may reach so far.
+    assert at(*query, vm_server.url, "--dry-run").exit_code == 3
+    assert at(*query, prom_server.url).exit_code == 3
+
+
 def test_a_query_that_does_not_parse_is_shown_with_its_place(at: Run, vm_server: servers.Server) -> None:
     result = at("detect", "--url", vm_server.url, "--promql", "sum(rate(x[5m])")
     assert result.exit_code == 3
