@@ -44,6 +44,8 @@ def prefect_server(folder: Path, *, database: str | None = None) -> servers.Serv
     ]
     # PYTHONTZPATH: every call about a schedule otherwise lists all time zones of the machine, 10 ms each.
     env = environment(home) | {"PYTHONTZPATH": "", "PREFECT_LOGGING_SERVER_LEVEL": "WARNING"}
+    # A new schedule has its runs at once, not within a minute.
+    env["PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS"] = "2"
     if database:
         env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
     url = f"http://127.0.0.1:{port}"

@@ -12,12 +12,13 @@ import asyncio
 import inspect
 import itertools
 import os
-from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from keyword import iskeyword
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -28,6 +29,7 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.exceptions import ParameterTypeError
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from anomaly_times.conventions import MISSION_NAME, Kind, mission_of_variable, pack_tag, variable_name
@@ -64,7 +66,25 @@ _JOBS = min(8, os.cpu_count() or 1)
 
 
 class _CheckedFlow(Flow[P, R]):
-    """A flow that says which of its parameters does not exist: Prefect lets a schedule hold anything."""
+    """A flow that says which of its parameters does not exist: Prefect lets a schedule hold anything.
+
+    Left alone, Prefect's engine ends such a run as Crashed, with all parameters in a traceback, before any code of a
+    flow is reached: it binds what the run was given to the signature of the function. So in the process of a run that
+    brings more, the signature has it too, and the run comes as far as `validate_parameters`.
+    """
+
+    def __init__(self, fn: Callable[P, R], name: str | None = None, **options: Any) -> None:
+        signature = inspect.signature(fn)
+        self._known = list(signature.parameters)
+        strange = [
+            inspect.Parameter(other, inspect.Parameter.KEYWORD_ONLY, default=None)
+            for other in _parameters_of_this_run()
+            if other not in self._known
+        ]
+        if strange and flow_run.flow_name == name:
+            ours = list(signature.parameters.values())
+            fn.__signature__ = signature.replace(parameters=ours + strange)  # type: ignore[attr-defined]
+        super().__init__(fn, name=name, **options)
 
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """The parameters with their values cast to their types.
@@ -72,13 +92,17 @@ class _CheckedFlow(Flow[P, R]):
         Raises:
             ParameterTypeError: one is unknown, or its value cannot be.
         """
-        known = list(inspect.signature(self.fn).parameters)
         for name in parameters:
-            if name not in known:
-                near = get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+            if name not in self._known:
+                near = get_close_matches(name, self._known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(self._known)}"
                 raise ParameterTypeError(f"there is no parameter {name!r}; {hint}")
         return super().validate_parameters(parameters)
+
+
+def _parameters_of_this_run() -> list[str]:
+    """Names of the parameters of the run that this process is for, if it is for one."""
+    return [name for name in flow_run.parameters if name.isidentifier() and not iskeyword(name)]
 
 
 def _flow(name: str, description: str) -> _CheckedFlow[..., Coroutine[Any, Any, State[None]]]:
@@ -140,7 +164,7 @@ def _flow(name: str, description: str) -> _CheckedFlow[..., Coroutine[Any, Any, 
 
     run.__name__ = run.__qualname__ = name
     # Results are in the store of the metrics; Prefect keeps none.
-    return _CheckedFlow(run, name=name, description=description, persist_result=False, cache_result_in_memory=False)
+    return _CheckedFlow(run, name, description=description, persist_result=False, cache_result_in_memory=False)
 
 
 forecasting = _flow(

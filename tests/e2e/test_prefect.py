@@ -1,0 +1,285 @@
+"""Everything scheduled, for real: a Prefect server, a process worker, and a VictoriaMetrics."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from anomaly_times.conventions import FORECAST_METRICS, LABEL_MISSION, SCORE, name_for_query, pack_slug, variable_name
+from anomaly_times.deployed import DeployedMission
+from anomaly_times.durations import EPOCH
+from anomaly_times.mission import Mission
+from anomaly_times.panel import Grid, Labels
+from anomaly_times.scheduling.server import PrefectServer
+from anomaly_times.settings import Source
+from anomaly_times.stores import remote_write
+from anomaly_times.stores.http import HttpClient
+from anomaly_times.stores.prometheus import PrometheusStore
+from anomaly_times.stores.samples import Samples
+from tests import servers
+from tests.prefect_server import environment
+from tests.prefect_server import prefect_server as start_prefect
+
+pytestmark = [pytest.mark.servers, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parents[2]
+STEP = timedelta(seconds=5)
+POOL = "e2e"
+FORECASTING, DETECTION = "forecasting/forecasting-deployment", "detection/detection-deployment"
+
+
+@dataclass
+class World:
+    """The servers, and what is asked of them."""
+
+    prefect: servers.Server
+    metrics: servers.Server
+    folder: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        known = environment(self.folder / "home", self.prefect.url + "/api")
+        more = {"AT_SOURCES__MAIN__URL": self.metrics.url, "AT_PROJECT": "e2e", "PREFECT_WORKER_QUERY_SECONDS": "1"}
+        return {**known, **more, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def command(self, *words: str, **env: str) -> str:
+        done = subprocess.run(
+            words, env={**self.env, **env}, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def worker(self) -> servers.Server:
+        """A worker that takes runs of the pool; its health is on a port of its own."""
+        port = servers.free_port()
+        words = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--with-healthcheck"]
+        env = {**self.env, "PREFECT_WORKER_WEBSERVER_PORT": str(port), "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1"}
+        url = f"http://127.0.0.1:{port}"
+        return servers.Server(f"worker-{port}", words, url, "/health", self.folder, env=env, patience=120).start()
+
+    def ask(self, method: str, path: str, body: object = None) -> Any:
+        while True:
+            answer = httpx.request(method, f"{self.prefect.url}/api/{path}", json=body, timeout=30)
+            if answer.status_code != 503:  # SQLite: database is locked
+                break
+            time.sleep(0.3)
+        assert answer.is_success, answer.text
+        return answer.json() if answer.content else None
+
+    def schedule(self, deployment: str, after: timedelta, parameters: Mapping[str, Any], **fields: Any) -> str:
+        """Add a schedule by hand whose first slot is `after` from now; gives its id."""
+        anchor = (datetime.now(UTC) + after).isoformat()
+        timing = {"interval": 86_400, "anchor_date": anchor, "timezone": "UTC"}
+        body = [{"active": True, "schedule": timing, "parameters": parameters, **fields}]
+        (made,) = self.ask("POST", f"deployments/{self.id_of(deployment)}/schedules", body)
+        return str(made["id"])
+
+    def id_of(self, deployment: str) -> str:
+        return str(self.ask("GET", f"deployments/name/{deployment}")["id"])
+
+    def run(self, deployment: str, **parameters: Any) -> dict[str, Any]:
+        made = self.ask("POST", f"deployments/{self.id_of(deployment)}/create_flow_run", {"parameters": parameters})
+        return self.ended(lambda run: bool(run["id"] == made["id"]))
+
+    def ended(self, wanted: Callable[[Mapping[str, Any]], bool], *, within: float = 90) -> dict[str, Any]:
+        """The state of the one run that is `wanted`, once it has ended."""
+        deadline = time.monotonic() + within
+        runs: list[Any] = []
+        while time.monotonic() < deadline:
+            runs = [run for run in self.ask("POST", "flow_runs/filter", {"limit": 200}) if wanted(run)]
+            for run in runs:
+                if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+                    return dict(run["state"])
+            time.sleep(0.5)
+        raise AssertionError(f"no run ended: {[(run['name'], run['state_name']) for run in runs]}")
+
+    def of_schedule(self, schedule: str) -> dict[str, Any]:
+        return self.ended(lambda run: bool((run["created_by"] or {}).get("id") == schedule))
+
+    def schedules(self) -> list[tuple[str, Any]]:
+        """Of both deployments, what people have set."""
+        return [
+            (deployment, {key: schedule[key] for key in ("id", "slug", "active", "schedule", "parameters")})
+            for deployment in (FORECASTING, DETECTION)
+            for schedule in self.ask("GET", f"deployments/name/{deployment}")["schedules"]
+        ]
+
+    def stored(self, metric: str, mission: str) -> np.ndarray[Any, Any]:
+        """The times (ms since the epoch) of the stored samples of a mission's first series."""
+        deadline = time.monotonic() + 15
+        with PrometheusStore(Source(url=self.metrics.url), state=self.folder) as store:
+            # VictoriaMetrics takes a moment to find a series that is new.
+            while time.monotonic() < deadline:
+                self.metrics.flush()
+                at = datetime.now(UTC) + timedelta(hours=3)
+                found = store.query(f'{metric}{{{LABEL_MISSION}="{mission}"}}[6h]', at)
+                if found:
+                    return np.array([stamp for stamp, _ in found[0][1]])
+                time.sleep(0.5)
+        return np.array([])
+
+
+def mission(name: str) -> Mission:
+    forecast = {"lookback": "1h", "every": "30m", "model": "profile"}
+    fields = {"promql": "sum(e2e_load)", "step": "5s", "offset": "1s", "forecast": forecast, "detect": {"every": "5s"}}
+    return Mission.model_validate({"name": name, **fields})
+
+
+def load_metrics(server: servers.Server) -> None:
+    """Three hours of two series, and ten minutes that are still to come."""
+    grid = Grid.ending(datetime.now(UTC) + timedelta(minutes=10), STEP, 3 * 720)
+    wave = 100 + 10 * np.sin(np.arange(grid.n) * 2 * np.pi / 120)
+    y = wave + np.random.default_rng(0).normal(0, 1, (2, grid.n))
+    rows = [Labels.of({"host": host}) for host in "ab"]
+    with HttpClient(Source(url=server.url)) as client:
+        for body in remote_write.encode([Samples(("e2e_load",), rows, grid.epoch_ms(), y[:, None])]):
+            client.request("POST", server.url + "/api/v1/write", content=body, headers=remote_write.HEADERS)
+    server.flush()
+
+
+@pytest.fixture
+def world(prefect_server: servers.Server, start: Callable[..., servers.Server], tmp_path: Path) -> World:
+    metrics = start(servers.victoria_metrics, "-dedup.minScrapeInterval=1ms")
+    load_metrics(metrics)
+    return World(prefect_server, metrics, tmp_path)
+
+
+@pytest.fixture
+def worker(world: World) -> Iterator[servers.Server]:
+    """The pool must be there before, so that it is the one that `at deploy` makes."""
+    assert f"made the work pool {POOL}" in world.command("at", "deploy", "--work-pool", POOL)
+    server = world.worker()
+    yield server
+    server.stop()
+
+
+def test_schedules_by_hand_and_packs_run_beside_each_other_and_survive_deploys(
+    world: World, worker: servers.Server
+) -> None:
+    by_hand = {"promql": "e2e_load", "step": "5s", "offset": "1s", "lookback": "1h", "every": "30m"}
+    name = name_for_query("main", "e2e_load")
+    packs = pack_slug("e2e", "forecast", "30m", "00"), pack_slug("e2e", "detect", "5s", "00")
+    with PrefectServer(world.prefect.url + "/api") as server:
+        for each in ("e2e-good", "e2e-fine", "e2e-broken"):
+            server.create_mission(DeployedMission(mission(each), "e2e", packs, EPOCH))
+    world.ask("PATCH", f"variables/name/{variable_name('e2e-broken')}", {"value": {"spec": 99, "mission": {}}})
+
+    soon, later = timedelta(seconds=15), timedelta(seconds=45)
+    forecast = world.schedule(FORECASTING, soon, {**by_hand, "model_type": "mstl"})
+    detect = world.schedule(DETECTION, later, {**by_hand, "model_type": "mstl"})
+    misspelt = world.schedule(DETECTION, soon, {"promq": "e2e_load"})
+    pack = world.schedule(FORECASTING, soon, {"pack": packs[0]}, slug=packs[0], active=False)
+    # Switching a schedule on by the API empties its parameters.
+    world.ask("PATCH", f"deployments/{world.id_of(FORECASTING)}/schedules/{pack}", {"active": True})
+
+    failed = world.of_schedule(misspelt)
+    assert failed["type"] == "FAILED", failed["message"] + worker.log
+    assert "there is no parameter 'promq'; did you mean 'promql'?" in failed["message"]
+    partial = world.of_schedule(pack)
+    assert (partial["type"], partial["name"]) == ("COMPLETED", "Partial")
+    assert partial["message"].endswith("1 failed: e2e-broken")
+    for schedule, word in ((forecast, "1 mission forecast"), (detect, "1 mission scored")):
+        state = world.of_schedule(schedule)
+        assert (state["type"], state["name"]) == ("COMPLETED", "Completed"), state["message"]
+        assert state["message"].startswith(word)
+    for metric in (*FORECAST_METRICS, SCORE):
+        assert world.stored(metric, name).size, f"{metric}: {worker.log}"
+
+    first = world.run(DETECTION, pack=packs[1])
+    assert (first["type"], first["name"]) == ("COMPLETED", "Partial")
+    before = world.schedules()
+    assert len(before) == 4
+    assert [schedule["parameters"] for _, schedule in before if schedule["id"] == pack] == [{}]
+    world.command("at", "deploy", "--work-pool", POOL)
+    assert world.schedules() == before
+    world.command("prefect", "--no-prompt", "deploy", "--all", WORK_POOL_NAME=POOL)
+    assert world.schedules() == before
+
+    # A worker that is away for longer than three cadences leaves no hole.
+    worker.stop()
+    time.sleep(20)
+    again = world.worker()
+    try:
+        state = world.run(DETECTION, pack=packs[1])
+    finally:
+        again.stop()
+    assert (state["type"], state["name"]) == ("COMPLETED", "Partial"), state["message"]
+    for each in ("e2e-good", "e2e-fine"):
+        scores = world.stored(SCORE, each)
+        assert len(scores) > 20 / 5 + 3
+        assert (np.diff(scores) == 5000).all()
+        assert scores[-1] > (time.time() - 30) * 1000
+    for schedule in before:
+        world.ask("DELETE", f"deployments/{world.id_of(schedule[0])}/schedules/{schedule[1]['id']}")
+
+
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[str]:
+    """The URL of a database on a PostgreSQL of one's own."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not programs:
+        servers.need("postgres")
+    data, port = tmp_path / "postgres", servers.free_port()
+    data.mkdir()
+    as_user: Sequence[str] = []
+    if os.geteuid() == 0:
+        # It refuses to run as root, and its user must get through to its folder.
+        user = pwd.getpwnam("postgres")
+        os.chown(data, user.pw_uid, user.pw_gid)
+        for folder in (tmp_path, *tmp_path.parents[:2]):
+            folder.chmod(folder.stat().st_mode | 0o011)
+        as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+    words = [*as_user, str(programs[-1] / "initdb"), "-D", str(data), "-U", "prefect", "-A", "trust", "-N"]
+    subprocess.run(words, check=True, capture_output=True, cwd=data)
+    command = [*as_user, str(programs[-1] / "postgres"), "-D", str(data), "-p", str(port), "-F"]
+    command += ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
+    with (tmp_path / "postgres.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=data)
+    try:
+        ready = [str(programs[-1] / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port), "-U", "prefect"]
+        deadline = time.monotonic() + 60
+        while subprocess.run(ready, check=False).returncode:
+            assert process.poll() is None, (tmp_path / "postgres.log").read_text()
+            assert time.monotonic() < deadline, "PostgreSQL does not come up"
+            time.sleep(0.1)
+        yield f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres"
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+
+
+def test_a_pack_runs_where_prefect_has_postgresql(
+    postgres: str, start: Callable[..., servers.Server], tmp_path: Path
+) -> None:
+    prefect = start_prefect(tmp_path / "prefect", database=postgres)
+    try:
+        metrics = start(servers.victoria_metrics, "-dedup.minScrapeInterval=1ms")
+        load_metrics(metrics)
+        world = World(prefect, metrics, tmp_path)
+        world.command("at", "deploy", "--work-pool", POOL)
+        packs = pack_slug("e2e", "forecast", "30m", "00"), pack_slug("e2e", "detect", "5s", "00")
+        with PrefectServer(prefect.url + "/api") as server:
+            server.create_mission(DeployedMission(mission("e2e-postgres"), "e2e", packs, EPOCH))
+        worker = world.worker()
+        try:
+            for _ in range(2):
+                state = world.run(FORECASTING, pack=packs[0])
+                assert (state["type"], state["name"]) == ("COMPLETED", "Completed"), state["message"]
+        finally:
+            worker.stop()
+        assert world.stored(FORECAST_METRICS[0], "e2e-postgres").size
+    finally:
+        prefect.stop()
