@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anomaly_times.cli import options as opt
-from anomaly_times.errors import AnomalyTimesError, UsageError
+from anomaly_times.errors import UsageError
 
 if TYPE_CHECKING:
     from anomaly_times.mission import Mission
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["adopt", "apply", "delete", "list_", "pause", "plan", "pull", "resume", "run", "show"]
 
 EXIT_REFUSED = 3
-EXIT_CHANGES = 2
-"""Of `plan --detailed-exitcode`, as terraform has it."""
+EXIT_CHANGES = 6
+"""Of `plan --detailed-exitcode`."""
 
 
 class PlanForm(StrEnum):
@@ -47,7 +47,7 @@ def plan(
     files: opt.Files = None,
     prune: Prune = False,
     detailed_exitcode: Annotated[
-        bool, typer.Option("--detailed-exitcode", help="Exit with 2 where something would change, 1 for wrong usage.")
+        bool, typer.Option("--detailed-exitcode", help="Exit with 6 where something would change.")
     ] = False,
     output: PlanOutput = PlanForm.TABLE,
     save: Annotated[
@@ -64,15 +64,10 @@ def plan(
     from anomaly_times.cli import plan_views, render
     from anomaly_times.scheduling import sync
 
-    try:
-        wanted = opt.missions_from_files(files)
-        settings, server = _connect()
-        with server, render.working("comparing"):
-            made = sync.plan(server, wanted, project=settings.project, now=opt.utc_now(), prune=prune)
-    except UsageError as exc:
-        if detailed_exitcode:
-            raise AnomalyTimesError(exc.message, hint=exc.hint) from exc
-        raise
+    wanted = opt.missions_from_files(files)
+    settings, server = _connect()
+    with server, render.working("comparing"):
+        made = sync.plan(server, wanted, project=settings.project, now=opt.utc_now(), prune=prune)
     if save is not None:
         _write(save, plans.saved(made))
     if output is PlanForm.MARKDOWN:

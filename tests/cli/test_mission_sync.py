@@ -64,7 +64,7 @@ def edit(old: str, new: str) -> None:
 @pytest.mark.servers
 def test_plan_apply_change_and_plan_again(project: servers.Server, at: Run) -> None:
     first = at("mission", "plan", "--detailed-exitcode")
-    assert (first.exit_code, first.stderr) == (2, "")
+    assert (first.exit_code, first.stderr) == (6, "")
     assert "+ cli-a" in first.stdout
     assert "2 to create" in first.stdout
     done = at("mission", "apply", "--yes")
@@ -227,9 +227,7 @@ def test_a_name_of_another_project_makes_plan_fail(
     monkeypatch.setenv("AT_PROJECT", PROJECT)
 
 
-def test_no_server_set_is_wrong_usage_and_1_where_2_means_changes(
-    tmp_path: Path, at: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_server_set_is_wrong_usage(tmp_path: Path, at: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
@@ -237,7 +235,7 @@ def test_no_server_set_is_wrong_usage_and_1_where_2_means_changes(
     result = at("mission", "plan", "a.yaml")
     assert result.exit_code == 2
     assert "no Prefect server is set" in result.stderr
-    assert at("mission", "plan", "a.yaml", "--detailed-exitcode").exit_code == 1
+    assert at("mission", "plan", "a.yaml", "--detailed-exitcode").exit_code == 2
 
 
 def test_markdown_shows_queries_as_they_are_and_fits_a_comment() -> None:
