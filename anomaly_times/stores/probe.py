@@ -5,7 +5,7 @@ On a server it writes a few samples of one metric, `anomaly_probe`, and nothing 
     anomaly_probe{by="at-doctor",check="write"}    one sample, now
     anomaly_probe{by="at-doctor",check="labels"}   one sample, now, with as many labels as we may ever write
     anomaly_probe{by="at-doctor",check="future"}   one sample, an hour ahead
-    anomaly_probe{by="at-doctor",check="dedup"}    one sample a second over the last ten minutes
+    anomaly_probe{by="at-doctor",check="dedup"}    one sample a second over the last ten minutes, sent twice
 
 The last three on VictoriaMetrics only: a plain Prometheus that is given the future refuses the present afterwards. The
 series are the same at every run, values are random. Nothing of ours reads them; delete them or let them expire.
@@ -112,7 +112,7 @@ def _server(server: _Server, *, write: bool, step: timedelta) -> Iterator[Findin
     yield _attempt("added labels", server.added_labels)
     if not server.store.is_victoria_metrics:
         yield server.no_future()
-        yield _writable("state folder", server.store.state)
+        yield _writable("state folder", server.store.state.absolute())
         return
     yield _attempt("future", server.future)
     yield _attempt("dedup", lambda: server.dedup(step))
@@ -132,10 +132,11 @@ class _Server:
         self._times: dict[str, list[datetime]] = {}
 
     def read(self) -> Finding:
+        # This comes first because it tells a wrong URL from other refusals.
+        kind = "VictoriaMetrics" if self.store.is_victoria_metrics else "Prometheus, Mimir, Thanos or alike"
         start = time.monotonic()
         self._ask("vector(1)")
         took = time.monotonic() - start
-        kind = "VictoriaMetrics" if self.store.is_victoria_metrics else "Prometheus, Mimir, Thanos or alike"
         return Finding("read", "ok", f"{self.store.name} answers in {1000 * took:.0f} ms; it is {kind}")
 
     def clock(self) -> Finding:
@@ -170,7 +171,8 @@ class _Server:
             self._times["future"] = [self.now + _AHEAD]
             self._times["labels"] = [self.now]
             self._times["dedup"] = [second - timedelta(seconds=i) for i in range(_DEDUP_SPAN - 1, -1, -1)]
-        send(self.store, [self._samples(check) for check in self._times])
+        twice = ["dedup"] if "dedup" in self._times else []
+        send(self.store, [self._samples(check) for check in [*self._times, *twice]])
         found = self._read_back("write")
         if not found:
             return Finding(
@@ -222,7 +224,8 @@ class _Server:
         return Finding(
             "future",
             "ok",
-            "not tried, for the future harms a plain Prometheus: forecasts wait in files (`write: at_detection`)",
+            "not tried, for the future harms a plain Prometheus: forecasts wait in files until their time comes "
+            "(`at_detection`, which is what `auto` means here, in `write` of missions and `write_mode` of the source)",
         )
 
     def future(self) -> Finding:
@@ -242,10 +245,16 @@ class _Server:
             return Finding(
                 "dedup", "warn", f"samples of the last ten minutes cannot be read {self.patience:.0f} s later"
             )
-        # Two runs within ten minutes meet at the same seconds.
         kept = np.unique([at for at, _ in found[0][1]])
+        if len(kept) >= _DEDUP_SPAN and len(kept) < len(found[0][1]):
+            return Finding(
+                "dedup",
+                "ok",
+                "samples a second apart are kept, and so are two of one time",
+                "start it with -dedup.minScrapeInterval=1ms, so that a rerun after a crash leaves one of equal samples",
+            )
         if len(kept) >= _DEDUP_SPAN:
-            return Finding("dedup", "ok", "samples a second apart are kept")
+            return Finding("dedup", "ok", "samples a second apart are kept, and of equal times one")
         apart = timedelta(seconds=_DEDUP_SPAN)
         if len(kept) > 1:
             apart = timedelta(milliseconds=int(np.median(np.diff(kept))))

@@ -45,6 +45,8 @@ _BYTES_A_SAMPLE, _BYTES_A_SERIES, _BYTES_ANYWAY = 50, 4096, 64 * 1024 * 1024
 
 _OURS = (*FORECAST_METRICS, SCORE)
 _REFUSED_QUERY = (400, 422)
+_NO_SUCH_PATH = "unsupported path requested"
+"""How VictoriaMetrics says 404, with a 400."""
 _OUT_OF_TIME = re.compile("timeout exceeded|timed out|deadline exceeded", re.IGNORECASE)
 # -search.latencyOffset is 30 s and applies to steps below -search.maxStepForPointsAdjustment, 1 m.
 _LATENCY_STEP = timedelta(minutes=1)
@@ -266,7 +268,7 @@ class PrometheusStore:
                     body = self._ask(base, "query", {"query": "range_last(vector(1))"})
                     self._victoria[base] = bool(parse_samples(body, where=base))
                 except RefusedError as exc:
-                    if exc.status not in _REFUSED_QUERY:
+                    if exc.status not in _REFUSED_QUERY or _NO_SUCH_PATH in exc.text:
                         raise _wrong_url(exc) from exc
                     self._victoria[base] = False
             return self._victoria[base]
@@ -543,7 +545,7 @@ def _too_many(where: str, count: str, limit: int) -> TooManySeriesError:
 
 
 def _wrong_url(exc: RefusedError) -> StoreError:
-    if exc.status != 404:
+    if exc.status != 404 and _NO_SUCH_PATH not in exc.text:
         return exc
     return StoreError(
         exc.message,

@@ -187,7 +187,7 @@ def _forecast_samples(
         raise MissionError(
             f"mission {mission.name} wants to write ahead, and {store.name} is no VictoriaMetrics: "
             "samples from the future make Prometheus refuse the present of all metrics",
-            hint="set `write: at_detection`; or `write_mode: ahead` of the source if it can hold the future",
+            hint="set `write: at_detection` of the mission, or `write_mode: ahead` of a source that holds the future",
         )
     if forecast.cutoff is None:
         raise ValueError("a forecast without a cutoff cannot be written")
@@ -195,7 +195,8 @@ def _forecast_samples(
         reach = format_duration(forecast.grid.end - forecast.cutoff)
         raise MissionError(
             f"mission {mission.name} forecasts {reach} ahead; VictoriaMetrics drops what lies more than two days ahead",
-            hint=f"set `horizon` to {format_duration(FARTHEST_AHEAD)} or less, or `write: at_detection`",
+            hint=f"set `horizon` to {format_duration(FARTHEST_AHEAD)} or less, or `write: at_detection` of the mission "
+            "(`write_mode` of the source)",
         )
     step, first = forecast.grid.step, (forecast.grid.start - forecast.cutoff) // forecast.grid.step
     leads = np.array([lead_ms(first + i, step) for i in range(forecast.grid.n)], dtype=np.int64)
@@ -280,11 +281,18 @@ def _newest_scores(store: PrometheusStore, items: Sequence[tuple[Mission, Scores
 
 def _explained(exc: RefusedError) -> StoreError:
     """What a refused write means, for the reasons that are known."""
-    if re.search(r"out.of.order|out of bounds|duplicate sample|too old", exc.text, re.IGNORECASE):
+    ahead = "`write: ahead` of a mission, or `write_mode: ahead` of the source"
+    if re.search(r"out of bounds|too old", exc.text, re.IGNORECASE):
         return StoreError(
             f"{exc.message}; nothing of this request was stored",
-            hint="the server has newer samples of these series: does another process write them, or is `write: ahead` "
-            "set for a server that cannot hold the future?",
+            hint="Prometheus takes what is up to about an hour older than its newest sample, unless "
+            f"`out_of_order_time_window` is set: is this time longer ago, or was the future written there ({ahead})?",
+        )
+    if re.search(r"out.of.order|duplicate sample", exc.text, re.IGNORECASE):
+        return StoreError(
+            f"{exc.message}; nothing of this request was stored",
+            hint="the server has newer samples of these series: does another process write them, or is the future "
+            f"written to a server that cannot hold it ({ahead})?",
         )
     if exc.status in (404, 405):
         return StoreError(

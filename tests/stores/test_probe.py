@@ -10,6 +10,8 @@ from urllib.parse import urlencode
 import pytest
 from pydantic import SecretStr
 
+from anomaly_times.errors import StoreError
+from anomaly_times.panel import Grid
 from anomaly_times.settings import Source
 from anomaly_times.stores.parquet import FolderStore
 from anomaly_times.stores.probe import Finding, probe
@@ -76,6 +78,30 @@ def test_what_a_server_eats_or_hides_is_measured(start: Start, tmp_path: Path) -
 
 
 @pytest.mark.servers
+def test_the_dedup_interval_that_suits_reruns_is_recommended_where_it_is_not_set(start: Start, tmp_path: Path) -> None:
+    for flags, recommended in (((), True), (("-dedup.minScrapeInterval=1ms",), False)):
+        server = start(servers.victoria_metrics, *flags)
+        for _ in range(2):
+            dedup = by_check(examine(tmp_path, url=server.url))["dedup"]
+            assert dedup.status == "ok"
+            assert ("-dedup.minScrapeInterval=1ms" in dedup.hint) is recommended
+
+
+@pytest.mark.servers
+def test_a_wrong_path_of_victoria_metrics_is_a_wrong_url(start: Start, tmp_path: Path, vm_server: Server) -> None:
+    [found] = examine(tmp_path, url=vm_server.url + "/nowhere")
+    assert (found.check, found.status) == ("read", "fail")
+    assert "is that the base URL" in found.hint
+    with (
+        PrometheusStore(Source(url=vm_server.url + "/nowhere"), state=tmp_path) as store,
+        pytest.raises(StoreError, match="unsupported path") as caught,
+    ):
+        store.read("up", Grid.ending(datetime.now(UTC), timedelta(minutes=1), 5))
+    assert caught.value.exit_code == 4
+    assert "is that the base URL" in caught.value.hint
+
+
+@pytest.mark.servers
 def test_a_plain_prometheus_is_never_given_the_future(start: Start, tmp_path: Path) -> None:
     server = start(servers.prometheus)
     found = examine(tmp_path, url=server.url)
@@ -87,6 +113,16 @@ def test_a_plain_prometheus_is_never_given_the_future(start: Start, tmp_path: Pa
     assert [at <= datetime.now(UTC).timestamp() for at, _ in series["values"]] == [True]
     risky = by_check(examine(tmp_path, url=server.url, write_mode="ahead"))
     assert risky["future"].status == "warn"
+
+
+@pytest.mark.servers
+def test_the_folder_of_waiting_forecasts_is_told_with_its_whole_path(
+    prom_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with PrometheusStore(Source(url=prom_server.url), state=Path("waiting")) as store:
+        found = by_check(probe(store, patience=timedelta(seconds=5)))
+    assert found["state folder"].detail == f"{tmp_path / 'waiting'} can be made"
 
 
 @pytest.mark.servers

@@ -433,6 +433,9 @@ def test_what_prometheus_refuses_is_explained(start: Start, tmp_path: Path) -> N
         with pytest.raises(StoreError, match="nothing of this request was stored") as caught:
             store.write_scores([(watched, scores(series(1), Grid.ending(NOW - STEP, STEP, 1)))])
         assert "another process" in caught.value.hint
+        with pytest.raises(StoreError, match="nothing of this request was stored") as caught:
+            store.write_scores([(watched, scores(series(2), Grid.ending(NOW - timedelta(days=2), STEP, 1)))])
+        assert "out_of_order_time_window" in caught.value.hint
     wrong = PrometheusStore(Source(url=server.url, write=server.url + "/nowhere/write"), state=tmp_path)
     with wrong, pytest.raises(StoreError, match=r"404|405") as caught:
         wrong.write_scores([(watched, scores(series(1), Grid.ending(NOW + STEP, STEP, 1)))])
