@@ -72,7 +72,7 @@ def deploy_bases(
             "work_pool_name": pool,
         }
         if image:
-            spec["job_variables"] = {"image": image}
+            spec["job_variables"] = {**(base.job_variables if base else {}), "image": image}
         server.deploy_base(kind, base.id if base else None, spec)
         bases.append(DeployedBase(DEPLOYMENTS[kind], pool, made=base is None))
     return bases, made

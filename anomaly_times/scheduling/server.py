@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -75,6 +75,7 @@ class BaseDeployment:
     paused: bool
     schedules: Sequence[Mapping[str, Any]]
     work_pool: str = ""
+    job_variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -281,8 +282,8 @@ class PrefectServer:
                 if exc.status != 404:
                     raise
             else:
-                pool = answer.get("work_pool_name") or ""
-                bases.append(BaseDeployment(kind, answer["id"], bool(answer["paused"]), answer["schedules"], pool))
+                runs_in = answer.get("work_pool_name") or "", answer.get("job_variables") or {}
+                bases.append(BaseDeployment(kind, answer["id"], bool(answer["paused"]), answer["schedules"], *runs_in))
         return bases
 
     def ended_runs(self, *, since: datetime | None = None) -> list[EndedRun]:

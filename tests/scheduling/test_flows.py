@@ -247,7 +247,7 @@ def test_one_failure_leaves_a_pack_partial_and_half_of_them_fail_it(world: World
     assert rows[good.name]["series"] == 2
 
     world.server.update_mission(DeployedMission(mission(good.name, promql="down"), "flows", (forecasts, scores), EPOCH))
-    state = world.run(detection, pack=scores)
+    state = world.run(forecasting, pack=forecasts)
     assert ended(state) == ("FAILED", "Failed")
     assert "2 failed" in (state.message or "")
 
@@ -338,6 +338,9 @@ def test_deploying_again_keeps_what_people_have_set(world: World) -> None:
     assert pools == []
     after = [world.server._ask("GET", f"deployments/{base.id}") for base in there]
     volatile = {"updated", "last_polled", "status", "updated_by"}
+    deploy_bases(world.server, image="registry/anomaly-times:1")
+    for base in world.server.base_deployments():
+        assert base.job_variables == {"env": {"A": "b"}, "image": "registry/anomaly-times:1"}
     for old, new in zip(before, after, strict=True):
         assert {key: new[key] for key in new if key not in volatile} == {
             key: old[key] for key in old if key not in volatile
