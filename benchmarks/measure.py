@@ -36,14 +36,21 @@ class Row:
         return f"| {self.what} | {number} {self.unit} | {spread} | {self.beside} | {self.target} |"
 
 
-def timed(job: Callable[[], object], repeat: int) -> tuple[float, ...]:
-    """Seconds of each of `repeat` runs."""
+def timed(
+    job: Callable[[], object], repeat: int, *, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, ...]:
+    """Seconds of each of `repeat` runs, by `clock`."""
     out = []
     for _ in range(repeat):
-        start = time.perf_counter()
+        start = clock()
         job()
-        out.append(time.perf_counter() - start)
+        out.append(clock() - start)
     return tuple(out)
+
+
+def cpu_timed(job: Callable[[], object], repeat: int) -> tuple[float, ...]:
+    """Seconds of processor time of each of `repeat` runs, after one that is not counted."""
+    return timed(job, repeat + 1, clock=time.process_time)[1:]
 
 
 def in_a_process(job: str, *args: str) -> dict[str, Any]:
