@@ -66,7 +66,7 @@ def planted_incidents(
     _stop_on_error(found)
     findings = match_incidents(found.scores, [each for each in incidents if each.start >= times[0]])
     report = folder / REPORT
-    report.write_text(_planted_page(missions, found, findings, last), encoding="utf-8")
+    report.write_text(_planted_page(missions, found, findings), encoding="utf-8")
     _tell_planted(folder, missions, found, findings, now=last)
     return report
 
@@ -111,7 +111,7 @@ def own_metrics(source: str, url: str, folder: Path) -> Path:
         where = store.name
     _stop_on_error(found)
     missions = sorted(missions, key=lambda mission: -_peak(found, mission))
-    page = _own_page(where, missions, found, now)
+    page = _own_page(where, missions, found)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         report.write_text(page, encoding="utf-8")
@@ -225,7 +225,7 @@ def _charts(missions: Sequence[Mission], found: Replay, windows: dict[Labels, li
     return sorted(charts, key=rank)
 
 
-def _planted_page(missions: Sequence[Mission], found: Replay, findings: Findings, made: datetime) -> str:
+def _planted_page(missions: Sequence[Mission], found: Replay, findings: Findings) -> str:
     windows: dict[Labels, list[Window]] = {}
     for outcome in findings.outcomes:
         for labels in outcome.incident.series:
@@ -266,11 +266,10 @@ def _planted_page(missions: Sequence[Mission], found: Replay, findings: Findings
             Table("Planted incidents", ("", "Incident", "What happened", "Series", "Began", "Found after"), incidents),
             _episodes_table("Flagged besides", findings.besides, position),
         ],
-        made=made,
     )
 
 
-def _own_page(where: str, missions: Sequence[Mission], found: Replay, made: datetime) -> str:
+def _own_page(where: str, missions: Sequence[Mission], found: Replay) -> str:
     episodes = find_episodes(found.scores)
     charts = _charts(missions, found, {})
     position = {key: i for i, (key, _) in enumerate(charts)}
@@ -286,7 +285,6 @@ def _own_page(where: str, missions: Sequence[Mission], found: Replay, made: date
             ("Anomalous stretches", str(len(episodes))),
         ],
         tables=[_episodes_table("Anomalous stretches", episodes, position)],
-        made=made,
     )
 
 

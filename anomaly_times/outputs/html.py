@@ -109,7 +109,7 @@ def render_page(
         lead: one sentence under the heading.
         facts: the summary, as (name, value) pairs.
         tables: shown between summary and charts.
-        made: the time that the page speaks of, now by default.
+        made: when the page was made, now by default.
     """
     script = "\n".join((_asset("uPlot.iife.min.js"), _asset("page.js")))
     style = "\n".join((_asset("uPlot.min.css"), _asset("page.css")))
@@ -124,10 +124,10 @@ def render_page(
         f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>",
         f"<header><h1>{escape(title)}</h1>",
         f"<p>{escape(lead)}</p>" if lead else "",
-        f'<p class="muted">Made at {when:%Y-%m-%d %H:%M} UTC. All times are UTC.</p></header>',
+        f'<p class="muted">Made at {when:%Y-%m-%d %H:%M} UTC{_data_end(charts)}. All times are UTC.</p></header>',
         _facts(facts),
         *(_table(table) for table in tables),
-        _HOW_TO_READ if charts else '<p class="muted">There is nothing to draw.</p>',
+        _key(charts) if charts else '<p class="muted">There is nothing to draw.</p>',
         *(_section(i, chart) for i, chart in enumerate(charts)),
         "<noscript><p>The charts need JavaScript, which is inside this file: nothing is loaded.</p></noscript>",
         f'</main>\n<script type="application/json" id="data">{_embed([_data(chart) for chart in charts])}</script>',
@@ -136,10 +136,27 @@ def render_page(
     return "\n".join(part for part in parts if part)
 
 
-_HOW_TO_READ = """<section class="key" aria-label="How to read the charts">
-<span><i class="line value"></i>value</span><span><i class="line expected"></i>forecast</span>
-<span><i class="box band"></i>bounds</span><span><i class="dot"></i>anomalous: score over 1</span>
-<span><i class="box window"></i>marked time</span>
+def _data_end(charts: Sequence[Chart]) -> str:
+    """Up to when there are values."""
+    ends = [
+        c.grid.start + int(np.flatnonzero(known)[-1]) * c.grid.step for c in charts if (known := np.isfinite(c.y)).any()
+    ]
+    return f" from data up to {max(ends):%Y-%m-%d %H:%M}" if ends else ""
+
+
+def _key(charts: Sequence[Chart]) -> str:
+    """How to read the charts; what none of them shows is left out."""
+    entries = (
+        (True, "line value", "value"),
+        (any(chart.yhat is not None for chart in charts), "line expected", "forecast"),
+        (any(chart.lower is not None or chart.upper is not None for chart in charts), "box band", "bounds"),
+        (any(chart.score is not None for chart in charts), "dot", "anomalous: score over 1"),
+        (any(chart.windows for chart in charts), "box window", "marked time"),
+        (any(chart.cutoff is not None for chart in charts), "line cutoff", "the last time that the forecast knew"),
+    )
+    shown = "\n".join(f'<span><i class="{style}"></i>{text}</span>' for there, style, text in entries if there)
+    return f"""<section class="key" aria-label="How to read the charts">
+{shown}
 <span class="muted">Drag to zoom, all charts follow; double-click to zoom out.</span>
 </section>"""
 
@@ -164,7 +181,7 @@ def _table(table: Table) -> str:
     if not table.rows:
         return f'{head}<p class="muted">{escape(table.empty)}</p></section>'
     columns = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
-    rows = "".join(_row(row) for row in table.rows)
+    rows = "".join(_row(row, table.columns) for row in table.rows)
     body = f"<table><thead><tr>{columns}</tr></thead><tbody>{rows}</tbody></table>"
     body = f'<div class="scroll">{body}</div>'
     if len(table.rows) > FOLDED_ROWS:
@@ -172,14 +189,16 @@ def _table(table: Table) -> str:
     return f"{head}{body}</section>"
 
 
-def _row(row: Row) -> str:
+def _row(row: Row, columns: Sequence[str]) -> str:
     first, *rest = (escape(cell) for cell in row.cells)
     if row.status:
         first = f'<span class="pill {row.status}">{first}</span>'
     if row.chart is not None and row.window is not None and rest:
         span = f'data-chart="{row.chart}" data-from="{_seconds(row.window.start)}" data-to="{_seconds(row.window.end)}"'
         rest[0] = f'<a href="#chart-{row.chart}" {span}>{rest[0]}</a>'
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in (first, *rest)) + "</tr>"
+    # Where there is no room for columns, each cell stands under its name.
+    cells = zip(columns, (first, *rest), strict=True)
+    return "<tr>" + "".join(f'<td data-column="{escape(name)}">{cell}</td>' for name, cell in cells) + "</tr>"
 
 
 def _section(i: int, chart: Chart) -> str:

@@ -48,7 +48,7 @@ def test_hostile_names_stay_text_everywhere() -> None:
     )
     assert "<img" not in page
     assert page.count("</script>") == 2
-    assert page.count(html.escape(HOSTILE)) == 11
+    assert page.count(html.escape(HOSTILE)) == 12
     assert _data(page)[0]["windows"][0]["label"] == HOSTILE
 
 
@@ -107,6 +107,55 @@ def test_a_page_without_series_and_a_table_without_rows_say_so() -> None:
     page = render_page("t", [], tables=[Table("Incidents", ("a",), (), empty="All is well.")])
     assert "There is nothing to draw." in page
     assert "All is well." in page
+
+
+def test_the_key_names_only_what_the_charts_show() -> None:
+    grid, nothing = Grid.ending(AT, timedelta(minutes=1), 9), np.full(4, np.nan)
+    y = np.concatenate([np.ones(5), nothing])
+    forecast = render_page("t", [Chart("a", grid, y, y, y, y, cutoff=AT)])
+    assert "score over 1" not in forecast
+    assert "marked time" not in forecast
+    assert "the last time that the forecast knew" in forecast
+    scored = render_page("t", [_chart(windows=(Window(AT, AT),))])
+    assert "score over 1" in scored
+    assert "marked time" in scored
+    assert "the last time that the forecast knew" not in scored
+
+
+def test_when_a_page_was_made_and_where_its_data_end_are_told_apart() -> None:
+    y = np.array([1.0, 1.0, np.nan])
+    chart = Chart("a", Grid.ending(AT, timedelta(minutes=1), 3), y)
+    page = render_page("t", [chart], made=AT + timedelta(days=1))
+    assert "Made at 2026-03-02 12:00 UTC from data up to 2026-03-01 11:59." in page
+    assert "Made at 2026-03-02 12:00 UTC." in render_page("t", [], made=AT + timedelta(days=1))
+
+
+@pytest.mark.browser
+def test_a_narrow_window_is_never_scrolled_sideways(tmp_path: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no Chromium")
+    row = Row(("found", "latency-spike", "a long word " * 9, "metric_" * 15, "2026-03-01 11:40", "1h30m"), "found")
+    columns = ("", "Incident", "What happened", "Series", "Began", "Found after")
+    page = render_page("t", [_chart()], tables=[Table("Incidents", columns, (row,))])
+    file = tmp_path / "page.html"
+    # What the page says of itself goes into its title; without its policy, which lets no other script run.
+    script = """<script>
+      const wide = [...document.querySelectorAll(".scroll, .scroll td")].filter(e => e.scrollWidth > e.clientWidth + 1);
+      const over = Math.max(0, document.documentElement.scrollWidth - innerWidth);
+      document.title = [innerWidth, wide.length, over].join(":");
+    </script></body>"""
+    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page).replace("</body>", script)
+    file.write_text(page)
+    run = subprocess.run(
+        [
+            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--window-size=500,900",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000", "--dump-dom", file.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert re.findall("<title>(.*?)</title>", run.stdout)[0] == "500:0:0"
 
 
 @pytest.mark.browser
