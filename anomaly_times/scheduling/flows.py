@@ -16,9 +16,8 @@ from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
-from keyword import iskeyword
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -62,7 +61,17 @@ _PAGE = 200
 _NAMED = 10
 """Missions that a message names, at most; all are in the table."""
 _WORST = 3
+_PATIENCE = timedelta(minutes=10)
 _JOBS = min(8, os.cpu_count() or 1)
+
+
+class _Name(str):
+    """A parameter's name that passes for an identifier, as a schedule's `model-type` is none."""
+
+    __slots__ = ()
+
+    def isidentifier(self) -> bool:
+        return True
 
 
 class _CheckedFlow(Flow[P, R]):
@@ -74,17 +83,15 @@ class _CheckedFlow(Flow[P, R]):
     """
 
     def __init__(self, fn: Callable[P, R], name: str | None = None, **options: Any) -> None:
+        super().__init__(fn, name=name, **options)
         signature = inspect.signature(fn)
         self._known = list(signature.parameters)
-        strange = [
-            inspect.Parameter(other, inspect.Parameter.KEYWORD_ONLY, default=None)
-            for other in _parameters_of_this_run()
-            if other not in self._known
-        ]
-        if strange and flow_run.flow_name == name:
-            ours = list(signature.parameters.values())
-            fn.__signature__ = signature.replace(parameters=ours + strange)  # type: ignore[attr-defined]
-        super().__init__(fn, name=name, **options)
+        given = [_Name(other) for other in flow_run.parameters or {} if other not in self._known]
+        if given and flow_run.flow_name == name:
+            strange = [inspect.Parameter(other, inspect.Parameter.KEYWORD_ONLY, default=None) for other in given]
+            fn.__signature__ = signature.replace(  # type: ignore[attr-defined]
+                parameters=[*signature.parameters.values(), *strange]
+            )
 
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """The parameters with their values cast to their types.
@@ -98,11 +105,6 @@ class _CheckedFlow(Flow[P, R]):
                 hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(self._known)}"
                 raise ParameterTypeError(f"there is no parameter {name!r}; {hint}")
         return super().validate_parameters(parameters)
-
-
-def _parameters_of_this_run() -> list[str]:
-    """Names of the parameters of the run that this process is for, if it is for one."""
-    return [name for name in flow_run.parameters if name.isidentifier() and not iskeyword(name)]
 
 
 def _flow(name: str, description: str) -> _CheckedFlow[..., Coroutine[Any, Any, State[None]]]:
@@ -266,7 +268,7 @@ async def _run(given: Mapping[str, Any]) -> State[None]:
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         raise RuntimeError("a flow runs inside of a flow run")
-    kind: Kind = "detect" if context.flow is detection else "forecast"
+    kind: Kind = "detect" if context.flow is not None and context.flow.fn is detection.fn else "forecast"
     run = context.flow_run
     try:
         settings = load_settings()
@@ -277,8 +279,9 @@ async def _run(given: Mapping[str, Any]) -> State[None]:
             if what == "mission":
                 deployed = await _deployed(client, which)
                 return await _work(kind, _Work([deployed.mission], {which: deployed.since}), settings)
-            due = run.expected_start_time if run.auto_scheduled else None
-            async with hold(client, which, run=run.name, due=due) as lease:
+            # A slot that is lost comes again; a run that somebody asked for does not.
+            terms: dict[str, Any] = {"due": run.expected_start_time} if run.auto_scheduled else {"patience": _PATIENCE}
+            async with hold(client, which, run=run.name, **terms) as lease:
                 if lease.refused:
                     return Completed(name="Skipped", message=lease.refused)
                 now = datetime.now(UTC)

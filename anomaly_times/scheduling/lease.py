@@ -27,6 +27,9 @@ __all__ = ["LEASE", "Lease", "hold"]
 LEASE = timedelta(seconds=90)
 """How long a lease outlives its holder: a worker that was killed blocks its packs no longer than this."""
 
+_PAUSE = 3.0
+"""Seconds between two looks at a pack that runs."""
+
 logger = get_logger("anomaly_times.lease")
 
 
@@ -43,7 +46,13 @@ class Lease:
 
 @asynccontextmanager
 async def hold(
-    client: PrefectClient, slug: str, *, run: str, due: datetime | None = None, lease: timedelta = LEASE
+    client: PrefectClient,
+    slug: str,
+    *,
+    run: str,
+    due: datetime | None = None,
+    patience: timedelta = timedelta(0),
+    lease: timedelta = LEASE,
 ) -> AsyncIterator[Lease]:
     """The lease of a pack while the body runs; renewed meanwhile, given back after it.
 
@@ -51,52 +60,65 @@ async def hold(
         client: of the server that all workers share.
         slug: the pack.
         run: who asks, for messages.
-        due: the slot that the run is for; refused if the pack has run for a later time. `None`: whenever it is free.
+        due: the slot that the run is for; refused if the pack has run for a later time.
+        patience: how long to wait for a pack that runs already.
         lease: how long it lasts when nobody renews it.
     """
-    now = datetime.now(UTC)
-    found = await _ask(client, "GET", f"/variables/name/{lease_name(slug)}")
-    known: Mapping[str, Any] = found["value"] if found and isinstance(found["value"], Mapping) else {}
-    done, until = _time(known.get("done")), _time(known.get("until"))
-    if until is not None and until > now:
-        yield Lease(f"the pack is running already, in {known.get('run')}")
+    deadline = datetime.now(UTC) + patience
+    while True:
+        held, path = await _take(client, slug, run=run, due=due, lease=lease)
+        if path or datetime.now(UTC) >= deadline:
+            break
+        await asyncio.sleep(_PAUSE)
+    if not path:
+        yield held
         return
-    if due is not None and done is not None and done >= due:
-        yield Lease(f"the pack ran at {done:%Y-%m-%d %H:%M:%S} UTC, after this run was due")
-        return
-    held = Lease(done=done)
-
-    def value(until: datetime | None) -> dict[str, Any]:
-        times = {"until": until.isoformat() if until else None, "done": held.done.isoformat() if held.done else None}
-        return {"pack": slug, "run": run, **times}
-
-    # Of several that saw the same Variable only one can delete it, and of several that saw none only one can make it.
-    free = found is None or await _ask(client, "DELETE", f"/variables/{found['id']}") is not None
-    body = {"name": lease_name(slug), "value": value(now + lease)}
-    made = await _ask(client, "POST", "/variables/", body) if free else None
-    if made is None:
-        yield Lease("the pack was taken by another run in this moment")
-        return
-    path = f"/variables/{made['id']}"
-
-    async def renew() -> None:
-        while True:
-            await asyncio.sleep(lease / timedelta(seconds=3))
-            try:
-                if await _ask(client, "PATCH", path, {"value": value(datetime.now(UTC) + lease)}) is None:
-                    logger.warning("the lease of %s is gone: this run stood still too long, or it was deleted", slug)
-                    return
-            except httpx.HTTPError as exc:
-                logger.warning("the lease of %s was not renewed: %s", slug, exc)
-
-    renewing = asyncio.create_task(renew())
+    renewing = asyncio.create_task(_renew(client, path, held, slug=slug, run=run, lease=lease))
     try:
         yield held
     finally:
         renewing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await renewing
-        await _ask(client, "PATCH", path, {"value": value(None)})
+        await _ask(client, "PATCH", path, {"value": _value(slug, run, None, held.done)})
+
+
+async def _take(
+    client: PrefectClient, slug: str, *, run: str, due: datetime | None, lease: timedelta
+) -> tuple[Lease, str]:
+    """The lease and the path of the Variable that holds it, or why not and an empty path."""
+    now = datetime.now(UTC)
+    found = await _ask(client, "GET", f"/variables/name/{lease_name(slug)}")
+    known: Mapping[str, Any] = found["value"] if found and isinstance(found["value"], Mapping) else {}
+    done, until = _time(known.get("done")), _time(known.get("until"))
+    if until is not None and until > now:
+        return Lease(f"the pack is running already, in {known.get('run')}"), ""
+    if due is not None and done is not None and done >= due:
+        return Lease(f"the pack ran at {done:%Y-%m-%d %H:%M:%S} UTC, after this run was due"), ""
+    # Of several that saw the same Variable only one can delete it, and of several that saw none only one can make it.
+    free = found is None or await _ask(client, "DELETE", f"/variables/{found['id']}") is not None
+    body = {"name": lease_name(slug), "value": _value(slug, run, now + lease, done)}
+    made = await _ask(client, "POST", "/variables/", body) if free else None
+    if made is None:
+        return Lease("the pack was taken by another run in this moment"), ""
+    return Lease(done=done), f"/variables/{made['id']}"
+
+
+async def _renew(client: PrefectClient, path: str, held: Lease, *, slug: str, run: str, lease: timedelta) -> None:
+    while True:
+        await asyncio.sleep(lease / timedelta(seconds=3))
+        try:
+            value = _value(slug, run, datetime.now(UTC) + lease, held.done)
+            if await _ask(client, "PATCH", path, {"value": value}) is None:
+                logger.warning("the lease of %s is gone: this run stood still too long, or it was deleted", slug)
+                return
+        except httpx.HTTPError as exc:
+            logger.warning("the lease of %s was not renewed: %s", slug, exc)
+
+
+def _value(slug: str, run: str, until: datetime | None, done: datetime | None) -> dict[str, str | None]:
+    times = {"until": until.isoformat() if until else None, "done": done.isoformat() if done else None}
+    return {"pack": slug, "run": run, **times}
 
 
 async def _ask(

@@ -180,14 +180,14 @@ def test_schedules_by_hand_and_packs_run_beside_each_other_and_survive_deploys(
     soon, later = timedelta(seconds=15), timedelta(seconds=45)
     forecast = world.schedule(FORECASTING, soon, {**by_hand, "model_type": "mstl"})
     detect = world.schedule(DETECTION, later, {**by_hand, "model_type": "mstl"})
-    misspelt = world.schedule(DETECTION, soon, {"promq": "e2e_load"})
+    misspelt = world.schedule(DETECTION, soon, {"promql": "e2e_load", "model-type": "mstl"})
     pack = world.schedule(FORECASTING, soon, {"pack": packs[0]}, slug=packs[0], active=False)
     # Switching a schedule on by the API empties its parameters.
     world.ask("PATCH", f"deployments/{world.id_of(FORECASTING)}/schedules/{pack}", {"active": True})
 
     failed = world.of_schedule(misspelt)
     assert failed["type"] == "FAILED", failed["message"] + worker.log
-    assert "there is no parameter 'promq'; did you mean 'promql'?" in failed["message"]
+    assert "there is no parameter 'model-type'; did you mean 'model_type'?" in failed["message"]
     partial = world.of_schedule(pack)
     assert (partial["type"], partial["name"]) == ("COMPLETED", "Partial")
     assert partial["message"].endswith("1 failed: e2e-broken")

@@ -62,6 +62,8 @@ def test_an_unknown_parameter_is_named_with_what_was_meant(ours: Any) -> None:
     assert ours.validate_parameters({"promql": "up", "model_type": "lgbm"})["model_type"] == "lgbm"
     with pytest.raises(ParameterTypeError, match="there is no parameter 'promq'; did you mean 'promql'"):
         ours.validate_parameters({"promq": "up"})
+    with pytest.raises(ParameterTypeError, match="there is no parameter 'model-type'; did you mean 'model_type'"):
+        ours.validate_parameters({"promql": "up", "model-type": "lgbm"})
     with pytest.raises(ParameterTypeError, match="there is no parameter 'xyz'; there are: promql, mission, pack"):
         ours.validate_parameters({"promql": "up", "xyz": 1})
     with pytest.raises(ParameterTypeError, match="level"):
@@ -254,15 +256,16 @@ def test_one_failure_leaves_a_pack_partial_and_half_of_them_fail_it(world: World
 
 @pytest.mark.servers
 @pytest.mark.slow
-def test_a_pack_that_runs_is_left_alone_until_its_lease_is_over(world: World) -> None:
+def test_a_pack_that_runs_is_left_alone_until_its_lease_is_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     forecasts, _ = world.deploy(mission("flows-lease"), pack="01")
 
-    async def meanwhile(until: timedelta) -> tuple[str, str]:
-        async with get_client() as client, lease.hold(client, forecasts, run="first", lease=until) as held:
+    async def meanwhile() -> tuple[str, str]:
+        async with get_client() as client, lease.hold(client, forecasts, run="first") as held:
             assert not held.refused
             return ended(await forecasting(pack=forecasts, return_state=True))
 
-    assert asyncio.run(meanwhile(timedelta(minutes=1))) == ("COMPLETED", "Skipped")
+    monkeypatch.setattr(flows, "_PATIENCE", timedelta(0))
+    assert asyncio.run(meanwhile()) == ("COMPLETED", "Skipped")
     assert ended(world.run(forecasting, pack=forecasts)) == ("COMPLETED", "Completed")
     # A worker that is killed neither renews its lease nor gives it back.
     name = lease_name(forecasts)
@@ -300,6 +303,22 @@ def test_a_lease_goes_to_one_of_many_and_covers_the_slots_before_it(world: World
     assert "after this run was due" in asyncio.run(turn(now - STEP, None))
     assert asyncio.run(turn(None, None)) == ""
     assert asyncio.run(turn(now + STEP, None)) == ""
+
+
+@pytest.mark.servers
+@pytest.mark.slow
+def test_a_run_that_was_asked_for_waits_for_its_pack(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_PAUSE", 0.2)
+    forecasts, _ = world.deploy(mission("flows-patient"), pack="04")
+
+    async def meanwhile() -> tuple[str, str]:
+        async with get_client() as client, lease.hold(client, forecasts, run="first"):
+            waiting = asyncio.create_task(forecasting(pack=forecasts, return_state=True))
+            await asyncio.sleep(1.5)
+            assert not waiting.done()
+        return ended(await waiting)
+
+    assert asyncio.run(meanwhile()) == ("COMPLETED", "Completed")
 
 
 @pytest.mark.servers
