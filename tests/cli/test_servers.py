@@ -175,5 +175,10 @@ def test_a_plain_prometheus_gets_no_future_and_the_table_says_where_it_waits(
     scored = at("detect", *query, "--last", "10m", "--at", (end + timedelta(seconds=31)).isoformat())
     assert scored.exit_code == 0, scored.stderr
     assert "made one for the occasion" not in scored.stderr
+    old = at("detect", *query, "--last", "3m", "--at", (end - timedelta(minutes=70)).isoformat(), "--name", "old")
+    assert old.exit_code == 4
+    assert "no score stored: the write failed" in old.stdout
+    assert "▁" in old.stdout or "█" in old.stdout
+    assert "out_of_order_time_window" in old.stderr
     names = {str(row["metric"]["__name__"]) for row in _query(server, '{mission="m"}', end)}  # type: ignore[index]
     assert names == {"anomaly_pred", "anomaly_lower", "anomaly_upper", "anomaly_score"}
