@@ -390,8 +390,8 @@ def write_forecast(
 def test_forecasts_from_before_since_do_not_count(vm_server: Server, tmp_path: Path) -> None:
     band = ("anomaly_pred", "anomaly_lower", "anomaly_upper")
     for name in ("changed", "steady", "renewed"):
-        write_forecast(vm_server, f"since-{name}", at(0), dict.fromkeys(band, [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]), 6)
-    write_forecast(vm_server, "since-renewed", at(2), dict.fromkeys(band, [40.0, 30.0]), 2)
+        write_forecast(vm_server, f"since-{name}", at(0), {key: [6.0, 5.0, 4.0, 3.0, 2.0, 1.0] for key in band}, 6)
+    write_forecast(vm_server, "since-renewed", at(2), {key: [40.0, 30.0] for key in band}, 2)
     missions = [mission(f"since-{name}") for name in ("changed", "steady", "renewed")]
     changed, steady, renewed = (each.name for each in missions)
     with store_of(vm_server, tmp_path) as store:
