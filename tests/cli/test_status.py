@@ -113,7 +113,7 @@ def test_many_missions_take_few_queries(memory: MemoryStore) -> None:
 
 
 @pytest.fixture
-def noon(monkeypatch: pytest.MonkeyPatch) -> None:
+def noon(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anomaly_times.cli.options, "utc_now", lambda: NOW)
     for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_HOME"):
         monkeypatch.delenv(name, raising=False)
