@@ -7,7 +7,6 @@ import hashlib
 import html
 import json
 import re
-import shutil
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 from anomaly_times.outputs import Chart, Row, Table, Window, render_page
 from anomaly_times.outputs.html import MAX_POINTS
 from anomaly_times.panel import Grid
+from tests.servers import need
 
 HOSTILE = '</script><img src=x onerror="alert(1)">&amp;\u2028<!--'
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -132,9 +132,7 @@ def test_when_a_page_was_made_and_where_its_data_end_are_told_apart() -> None:
 
 @pytest.mark.browser
 def test_a_narrow_window_is_never_scrolled_sideways(tmp_path: Path) -> None:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no Chromium")
+    chromium = need("chromium")
     row = Row(("found", "latency-spike", "a long word " * 9, "metric_" * 15, "2026-03-01 11:40", "1h30m"), "found")
     columns = ("", "Incident", "What happened", "Series", "Began", "Found after")
     page = render_page("t", [_chart()], tables=[Table("Incidents", columns, (row,))])
@@ -160,9 +158,7 @@ def test_a_narrow_window_is_never_scrolled_sideways(tmp_path: Path) -> None:
 
 @pytest.mark.browser
 def test_a_browser_draws_every_chart_without_an_error(tmp_path: Path) -> None:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no Chromium")
+    chromium = need("chromium")
     window = Window(AT - timedelta(minutes=9), AT, HOSTILE, "found")
     charts = [
         _chart(title=HOSTILE, windows=(window,)),
