@@ -51,8 +51,12 @@ _PAGE = 200
 """The most that the server gives at once."""
 _AT_ONCE = 8
 """Requests at a time: SQLite writes one at a time anyway, and answers "database is locked" under more."""
-_AWAY_FOR, _BUSY_FOR = 5.0, 30.0
-"""Seconds after which a server that does not answer, or that is busy, is given up."""
+_AWAY_FOR, _BUSY_FOR = 5.0, 120.0
+"""Seconds after which a server that does not answer, or that is busy, is given up.
+
+On SQLite all its writers can block each other, and Prefect lets them wait for a minute before it answers 503.
+"""
+_ANSWERS_WITHIN = 90.0
 _BUSY = frozenset({429, 502, 503, 504})
 _HELD_FOR = 60.0
 """Seconds after which a lock that nobody renewed belongs to a process that is gone."""
@@ -155,7 +159,7 @@ class PrefectServer:
             base_url=url.rstrip("/") + "/",
             headers={"Authorization": f"Bearer {api_key}"} if api_key and not login else {},
             auth=login,
-            timeout=httpx.Timeout(60, connect=5),
+            timeout=httpx.Timeout(_ANSWERS_WITHIN, connect=5),
             limits=httpx.Limits(max_connections=_AT_ONCE + 2),
             transport=transport,
         )

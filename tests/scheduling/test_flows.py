@@ -370,6 +370,8 @@ def test_deploying_again_keeps_what_people_have_set(world: World) -> None:
         assert new["paused"]
         for schedule in new["schedules"]:
             world.server._ask("DELETE", f"deployments/{new['id']}/schedules/{schedule['id']}")
+        # Other tests share the server.
+        world.server._ask("PATCH", f"deployments/{new['id']}", {"paused": False})
 
 
 @pytest.mark.servers
