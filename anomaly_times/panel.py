@@ -259,7 +259,7 @@ class Quantiles:
 
     `grid` is the `h` points that follow the history; `levels` rise strictly inside (0, 1); values do not fall along
     them; a row is all NaN where the model has nothing to go by. `notes` says, by row, what a reader should know
-    (`{3: "shorter than a season: last value"}`).
+    (`{3: "shorter than a season: last value"}`); `models` says, by row, which model a choosing one took, and why.
     """
 
     labels: tuple[Labels, ...]
@@ -267,6 +267,7 @@ class Quantiles:
     levels: tuple[float, ...]
     values: Floats
     notes: Mapping[int, str] = field(default_factory=dict)
+    models: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_rows("Quantiles", self.labels, self.grid, {"values": self.values})
@@ -289,8 +290,9 @@ class Quantiles:
 class Forecast:
     """What is stored: `yhat` with final bounds, float64[S, h] each, at `grid`, made from history up to `cutoff`.
 
-    `labels` are those of the source series, NaN means no forecast, `notes` are as in `Quantiles`. A forecast read back
-    from a store carries the labels that it was written with, and no cutoff: its points may stem from several.
+    `labels` are those of the source series, NaN means no forecast, `notes` and `models` are as in `Quantiles`, and
+    `warming` holds the rows that are too young for bounds of their own. A forecast read back from a store carries the
+    labels that it was written with, and no cutoff: its points may stem from several.
     """
 
     labels: tuple[Labels, ...]
@@ -300,6 +302,8 @@ class Forecast:
     lower: Floats
     upper: Floats
     notes: Mapping[int, str] = field(default_factory=dict)
+    models: Mapping[int, str] = field(default_factory=dict)
+    warming: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         _check_rows("Forecast", self.labels, self.grid, {"yhat": self.yhat, "lower": self.lower, "upper": self.upper})
@@ -314,6 +318,8 @@ class Forecast:
             lower=self.lower[positions],
             upper=self.upper[positions],
             notes={new: self.notes[int(old)] for new, old in enumerate(positions) if int(old) in self.notes},
+            models={new: self.models[int(old)] for new, old in enumerate(positions) if int(old) in self.models},
+            warming=frozenset(new for new, old in enumerate(positions) if int(old) in self.warming),
         )
 
     def to_frame(self) -> pl.DataFrame:

@@ -292,6 +292,10 @@ def _echo(x: Floats, moments: Ints, leads: Ints, lag: int, h: int, mean: Floats)
     ahead -= mean[:, -1:]
     past[:, at < 0], ahead[:, now < 0] = 0.0, 0.0
     past[np.isnan(past)], ahead[np.isnan(ahead)] = 0.0, 0.0
+    # An incident has no echo.
+    limit = _CLIP * _order_statistics(np.abs(past).reshape(len(x), -1)[:, ::7], 0.75)[0]
+    np.clip(past, -limit[:, :, None], limit[:, :, None], out=past)
+    np.clip(ahead, -limit, limit, out=ahead)
     return past, ahead
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from anomaly_times.mission import ModelSpec
 from anomaly_times.models import build_model
-from anomaly_times.models.calibrate import forecast_with_bounds
-from anomaly_times.models.tails import tail_quantiles
+from anomaly_times.models.calibrate import calibrated, forecast_with_bounds, past_cuts
+from anomaly_times.models.tails import ParetoTails, student_to_normal, tail_quantiles
 from anomaly_times.panel import Floats, Panel, Quantiles
 from anomaly_times.testing import panel_of
 
@@ -57,12 +57,36 @@ def test_the_forecast_is_the_models_median_at_the_times_that_follow() -> None:
     assert ((bounds.lower < bounds.yhat) & (bounds.yhat < bounds.upper)).all()
 
 
-def test_an_incident_does_not_blow_up_the_band() -> None:
-    y = rhythm(2016, rows=10)
+@pytest.mark.parametrize("size", [15.0, 1000.0])
+def test_an_incident_does_not_blow_up_the_band(size: float) -> None:
+    y = rhythm(4032, rows=10)
     struck = y.copy()
-    struck[:, 1500:1560] += 1000
+    struck[:, 3100:3136] += size
     calm, hit = (forecast_with_bounds(PROFILE, panel_of(v, step=FIVE), h=24, level=99.9) for v in (y, struck))
-    assert ((hit.upper - hit.lower).mean(axis=1) < 3 * (calm.upper - calm.lower).mean(axis=1)).all()
+    ratio = (hit.upper - hit.lower).mean(axis=1) / (calm.upper - calm.lower).mean(axis=1)
+    assert np.median(ratio) < 2
+    assert ratio.max() < 4
+
+
+def test_what_happens_again_and_again_is_inside_the_band() -> None:
+    y = rhythm(4032 + 24, rows=10)
+    # An hour of work every thirty: no season, and no incident.
+    for at in range(0, y.shape[1], 360):
+        y[:, at : at + 12] += 15
+    y[:, 4032:4044] += 15
+    bounds = forecast_with_bounds(PROFILE, panel_of(y[:, :4032], step=FIVE), h=24, level=99.9)
+    inside = (y[:, 4032:] >= bounds.lower) & (y[:, 4032:] <= bounds.upper)
+    assert inside.mean() > 0.95
+
+
+def test_after_a_level_shift_the_band_settles_within_a_day() -> None:
+    y = rhythm(4032, rows=10)
+    shifted = y.copy()
+    shifted[:, -288:] += 20
+    calm, moved = (forecast_with_bounds(PROFILE, panel_of(v, step=FIVE), h=24, level=99.9) for v in (y, shifted))
+    assert np.abs(moved.yhat - calm.yhat - 20).max() < 3
+    assert (calm.yhat + 20 > moved.lower).all()
+    assert (calm.yhat < moved.lower).all()
 
 
 def test_each_side_has_its_own_width() -> None:
@@ -81,11 +105,86 @@ def test_what_a_model_claims_of_its_spread_does_not_matter(spread: float) -> Non
 def test_past_forecasts_see_only_what_lies_before_them() -> None:
     model = Constant()
     forecast_with_bounds(model, panel_of(np.ones((1, 1000))), h=100, level=99)
-    assert model.seen == [1000, *np.linspace(500, 900, 8).astype(int).tolist()]
+    cuts = past_cuts(1000, 100, 24, 16)
+    assert model.seen == [1000, *cuts]
+    assert len(cuts) == 16
+    assert cuts[0] >= 400
+    assert cuts[-1] == 900
     slow = Constant()
     slow.slow = True  # type: ignore[attr-defined]
     forecast_with_bounds(slow, panel_of(np.ones((1, 1000))), h=100, level=99)
-    assert slow.seen == [1000, 500, 900]
+    assert slow.seen == [1000, *past_cuts(1000, 100, 24, 3)]
+    assert len(slow.seen) == 4
+
+
+@pytest.mark.parametrize(("n_points", "h"), [(4032, 24), (2016, 36), (2016, 288), (4032, 12)])
+def test_past_forecasts_begin_at_all_hours_of_the_day(n_points: int, h: int) -> None:
+    hours = np.sort(np.array(past_cuts(n_points, h, 288, 16)) % 288)
+    assert np.diff([*hours, hours[0] + 288]).max() <= 288 / 16 * 3
+
+
+def test_few_points_have_few_cut_offs() -> None:
+    assert past_cuts(1, 10, 24, 16) == ()
+    assert past_cuts(2, 10, 24, 16) == (1,)
+    for n_points in range(2, 40):
+        cuts = past_cuts(n_points, 10, 24, 16)
+        assert list(cuts) == sorted(set(cuts))
+        assert 1 <= cuts[0] <= cuts[-1] < n_points
+
+
+class Sharing(Constant):
+    """Makes all its forecasts at once."""
+
+    def rolling(
+        self, history: Panel, *, h: int, quantiles: Sequence[float], cuts: Sequence[int]
+    ) -> tuple[Quantiles, list[Floats]]:
+        self.seen.append(-history.grid.n)
+        past = [
+            Constant(self.spread).forecast(history.columns(slice(cut)), h=h, quantiles=quantiles).values for cut in cuts
+        ]
+        return Constant(self.spread).forecast(history, h=h, quantiles=quantiles), past
+
+
+def test_a_model_that_shares_work_between_cut_offs_gets_the_same_bounds() -> None:
+    history = panel_of(rhythm(1000, rows=3), step=FIVE)
+    sharing = Sharing()
+    once, one_by_one = (forecast_with_bounds(model, history, h=10, level=99) for model in (sharing, Constant()))
+    assert sharing.seen == [-1000]
+    np.testing.assert_array_equal(once.upper, one_by_one.upper)
+
+
+def test_bounds_at_all_levels_come_from_the_same_forecasts() -> None:
+    model = Constant()
+    made = calibrated(model, panel_of(rhythm(1000, rows=3), step=FIVE), h=10)
+    widths = [made.bounds(level).upper - made.bounds(level).yhat for level in (50, 80, 90, 99, 99.9, 99.99)]
+    assert len(model.seen) == 17
+    assert (np.diff(widths, axis=0) > 0).all()
+
+
+class Growing(Constant):
+    """Is always right about the first point, and claims the same spread for all."""
+
+    def forecast(self, history: Panel, *, h: int, quantiles: Sequence[float]) -> Quantiles:
+        answer = super().forecast(history, h=h, quantiles=quantiles)
+        answer.values[:] += history.y[:, -1:, None]
+        return answer
+
+
+def test_a_band_grows_with_the_lead_where_errors_do_though_the_model_claims_otherwise() -> None:
+    y = np.random.default_rng(0).standard_normal((10, 2000)).cumsum(axis=1)
+    bounds = forecast_with_bounds(Growing(), panel_of(y, step=FIVE), h=40, level=99)
+    width = (bounds.upper - bounds.lower).mean(axis=0)
+    assert width[-1] > 1.5 * width[0]
+
+
+def test_errors_that_come_in_kin_are_worth_fewer() -> None:
+    random = np.random.default_rng(0)
+    alone = random.standard_normal((20, 2000))
+    kin = np.repeat(random.standard_normal((20, 50)), 40, axis=1)
+    free, bound = (calibrated(Constant(), panel_of(y, step=FIVE), h=40).past[0][1].freedom for y in (alone, kin))
+    # Sixteen cut-offs of forty points each, half of them on each side.
+    assert free.mean() > 100
+    assert bound.mean() < 30
 
 
 def test_a_young_series_gets_a_wide_band_and_a_note() -> None:
@@ -93,6 +192,7 @@ def test_a_young_series_gets_a_wide_band_and_a_note() -> None:
     y[1, :-6] = np.nan
     bounds = forecast_with_bounds(PROFILE, panel_of(y, step=FIVE), h=24, level=99)
     assert list(bounds.notes) == [1]
+    assert bounds.warming == {1}
     assert "warming up" in bounds.notes[1]
     seen = y[1, -6:]
     assert (bounds.upper[1] >= seen.max()).all()
@@ -137,3 +237,29 @@ def test_a_twentieth_of_huge_errors_leaves_the_tail_alone() -> None:
 def test_an_empty_sample_has_no_quantiles() -> None:
     assert np.isnan(tail_quantiles(np.full((2, 3), np.nan), (0.5, 0.99))).all()
     assert np.isnan(tail_quantiles(np.empty((2, 0)), (0.5, 0.99))).all()
+
+
+def test_pareto_tails_know_heavy_ones_from_light_ones() -> None:
+    random = np.random.default_rng(0)
+    sample = np.stack([random.exponential(size=50_000), random.pareto(4, 50_000), random.uniform(0, 1, 50_000)])
+    below, above = ParetoTails.of(np.concatenate([sample, -sample])).beyond(0.001)
+    true = [-np.log(0.001), 0.001**-0.25 - 1, 0.999]
+    np.testing.assert_allclose(above[:3], true, rtol=0.1)
+    np.testing.assert_allclose(below[3:], true, rtol=0.1)
+    assert (below[:3] < 0.05).all()
+
+
+def test_pareto_tails_are_the_same_at_any_scale_and_pass_over_gaps() -> None:
+    sample = np.random.default_rng(0).standard_t(4, (1, 900))
+    gappy = np.concatenate([sample, np.full((1, 300), np.nan)], axis=1)[:, np.random.default_rng(1).permutation(1200)]
+    plain = np.array(ParetoTails.of(sample).beyond(0.0005))
+    np.testing.assert_allclose(np.array(ParetoTails.of(gappy).beyond(0.0005)), plain)
+    np.testing.assert_allclose(np.array(ParetoTails.of(sample * 1e290).beyond(0.0005)), plain * 1e290)
+    assert np.isnan(ParetoTails.of(np.full((1, 5), np.nan)).beyond(0.01)).all()
+
+
+def test_students_quantiles_are_those_of_the_tables() -> None:
+    # t by tables: 0.995 at 4, 10 and 30 degrees of freedom, over the normal quantile.
+    np.testing.assert_allclose(
+        student_to_normal(0.995, np.array([4.0, 10.0, 30.0])), np.array([4.604, 3.169, 2.750]) / 2.5758, rtol=0.01
+    )
