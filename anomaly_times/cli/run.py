@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -46,15 +46,24 @@ def run(
 
 
 @contextmanager
-def until_signal() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; the second ends the process as if nobody listened."""
+def until_signal(at_second: Callable[[], object] = lambda: None) -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; the second ends the process as if nobody listened.
+
+    Args:
+        at_second: called right before that end, in the main thread.
+    """
     stop = threading.Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def first(*_: object) -> None:
         stop.set()
         for number in before:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, second)
+
+    def second(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        at_second()
+        signal.raise_signal(number)
 
     for number in before:
         signal.signal(number, first)

@@ -41,9 +41,9 @@ def up(
     from anomaly_times.settings import load_settings
 
     options = StackOptions(data, prefect_port, victoria_port)
-    settings = load_settings()
-    with until_signal() as stop:
-        with Stack() as stack, PrefectServer(options.api_url) as server:
+    settings, stack = load_settings(), Stack()
+    with until_signal(stack.kill) as stop:
+        with stack, PrefectServer(options.api_url) as server:
             if bring_up(stack, options, settings, tell=render.log, stop=stop):
                 render.log("all is up; Ctrl-C stops it")
             since = opt.utc_now()
@@ -57,5 +57,5 @@ def up(
                 for run in reversed(runs):
                     render.log(f"{run.about}: {run.state}" + (f": {run.message}" if run.message else ""))
                     since = run.ended
-            render.log("stopping")
+            render.log("stopping; once more ends all at once")
         render.log("stopped")

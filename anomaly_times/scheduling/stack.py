@@ -7,6 +7,7 @@ it. A child writes to `<data>/logs/<name>.log`.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -35,6 +36,8 @@ _PATIENCE = 180.0
 """Seconds for a server to come up: the first start of Prefect's makes its database."""
 _GRACE = 20.0
 """Seconds for a process to end by itself once it is asked to."""
+_PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that a process gets when its parent ends."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,11 @@ class Part:
     log: Path
     env: Mapping[str, str] = field(default_factory=dict)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _below: dict[int, str] = field(default_factory=dict, init=False)
+    """What it started, by pid: when that was, as `_birth` tells it."""
 
     def start(self) -> None:
-        """Start it."""
+        """Start it; on Linux it is asked to end when this thread ends without having done so."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own command line
@@ -77,6 +82,8 @@ class Part:
                 stderr=log,
                 env={**os.environ, **self.env},
                 start_new_session=True,
+                # Two system calls, so it does not matter whether other threads run.
+                preexec_fn=_ends_with_us(),
             )
 
     @property
@@ -89,22 +96,33 @@ class Part:
         process = self._process
         if process is None:
             return
-        # A worker's runs may lead sessions of their own, so the group is not all.
-        family = [process.pid, *_descendants(process.pid)]
-        born = {pid: _birth(pid) for pid in family}
+        self._look_below(process)
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_GRACE)
+        self.kill()
+        process.wait()
+
+    def kill(self) -> None:
+        """End it and everything that it started, unasked."""
+        process = self._process
+        if process is None:
+            return
+        self._look_below(process)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for pid in family[1:]:
+        for pid, birth in self._below.items():
             # A number may have gone to another process meanwhile.
-            if born[pid] and _birth(pid) == born[pid]:
+            if _birth(pid) == birth:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+
+    def _look_below(self, process: subprocess.Popen[bytes]) -> None:
+        # A worker's runs may lead sessions of their own, so the group is not all; and of what has ended nobody can ask
+        # any more what it had started.
+        self._below |= {pid: birth for pid in _descendants(process.pid) if (birth := _birth(pid))}
 
     def failure(self) -> AnomalyTimesError:
         """An error that says how it ended, with the last lines of its log."""
@@ -112,6 +130,21 @@ class Part:
         return AnomalyTimesError(
             f"{self.name} ended with {self.ended}:\n" + "\n".join(lines), hint=f"{self.log} has the whole story"
         )
+
+
+def _ends_with_us() -> Callable[[], None] | None:
+    """What a child does before it becomes another program, so that Linux sends it SIGTERM when we are gone."""
+    if sys.platform != "linux":
+        return None
+    parent, prctl = os.getpid(), ctypes.CDLL(None, use_errno=True).prctl
+
+    def leash() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        # We may have ended just before.
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return leash
 
 
 def _descendants(pid: int) -> list[int]:
@@ -180,6 +213,11 @@ class Stack:
             if part.ended is not None:
                 raise part.failure()
 
+    def kill(self) -> None:
+        """End all parts and everything that they started, unasked: data that they had not written is lost."""
+        for part in reversed(self._parts):
+            part.kill()
+
     def __enter__(self) -> Self:
         return self
 
@@ -187,7 +225,9 @@ class Stack:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         while self._parts:
-            self._parts.pop().stop()
+            # One that is being stopped is among those that `kill` ends.
+            self._parts[-1].stop()
+            self._parts.pop()
 
 
 def bring_up(
