@@ -60,7 +60,7 @@ class World:
 
     def command(self, *words: str, **env: str) -> str:
         done = subprocess.run(
-            words, env={**self.env, **env}, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+            words, env={**self.env, **env}, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -75,8 +75,9 @@ class World:
 
     def ask(self, method: str, path: str, body: object = None) -> Any:
         while True:
-            answer = httpx.request(method, f"{self.prefect.url}/api/{path}", json=body, timeout=30)
-            if answer.status_code != 503:  # SQLite: database is locked
+            # SQLite: its writers can block each other for a minute, and then get 503, "database is locked".
+            answer = httpx.request(method, f"{self.prefect.url}/api/{path}", json=body, timeout=90)
+            if answer.status_code != 503:
                 break
             time.sleep(0.3)
         assert answer.is_success, answer.text
