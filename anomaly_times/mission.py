@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cache, lru_cache
-from itertools import islice, pairwise
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
-from cronsim import CronSim, CronSimError
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -27,7 +25,8 @@ from pydantic import (
 )
 
 from anomaly_times.conventions import LABEL_METRIC, LABEL_MISSION, MISSION_NAME, written_labels
-from anomaly_times.durations import EPOCH, Duration, DurationOrZero, format_duration, milliseconds, parse_duration
+from anomaly_times.cron import longest_pause, normal_cron
+from anomaly_times.durations import Duration, DurationOrZero, format_duration, milliseconds, parse_duration
 from anomaly_times.panel import Grid, Labels
 from anomaly_times.settings import WriteMode
 
@@ -76,23 +75,6 @@ def _ratio_pair(value: object) -> object:
     return tuple(_ratio(side) for side in pair) if isinstance(pair, (list, tuple)) else pair
 
 
-def _cron(text: str) -> str:
-    """A cron line with five fields, names of months and days allowed."""
-    if len(text.split()) != 5 or len(text) > 200:
-        raise ValueError("must have five fields: minute, hour, day of month, month, day of week")
-    try:
-        next(CronSim(text, EPOCH))
-    except (CronSimError, StopIteration) as exc:
-        raise ValueError(f"{text[:64]!r} is no cron line, or never comes") from exc
-    return " ".join(text.split())
-
-
-@cache
-def _longest_pause(cron: str) -> timedelta:
-    times = list(islice(CronSim(cron, EPOCH), 1000))
-    return max((later - earlier for earlier, later in pairwise(times)), default=timedelta(days=366))
-
-
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -139,7 +121,7 @@ class Exclusion(_Spec):
         return self
 
 
-Cron = Annotated[str, AfterValidator(_cron)]
+Cron = Annotated[str, AfterValidator(normal_cron)]
 
 
 class Forecasting(_Spec):
@@ -159,7 +141,7 @@ class Forecasting(_Spec):
     @property
     def period(self) -> timedelta:
         """`every`, or the longest pause of `cron`: how long a forecast must last."""
-        return _longest_pause(self.cron) if self.cron else self.every
+        return longest_pause(self.cron) if self.cron else self.every
 
 
 class Detect(_Spec):
@@ -178,7 +160,7 @@ class Detect(_Spec):
     @property
     def period(self) -> timedelta:
         """`every`, or the longest pause of `cron`."""
-        return _longest_pause(self.cron) if self.cron else self.every
+        return longest_pause(self.cron) if self.cron else self.every
 
     @field_validator("valid_range")
     @classmethod
