@@ -47,6 +47,7 @@ T = TypeVar("T")
 
 DEPLOYMENTS: Mapping[Kind, str] = {"forecast": FORECASTING_DEPLOYMENT, "detect": DETECTION_DEPLOYMENT}
 
+_URL = "PREFECT_API_URL"
 _PAGE = 200
 """The most that the server gives at once."""
 _AT_ONCE = 8
@@ -95,39 +96,67 @@ class EndedRun:
 def connect(settings: PrefectApi) -> PrefectServer:
     """The server that the settings name, or else Prefect's own: its environment variables, then its active profile.
 
+    Credentials go only to the server that they were set for: a project's file may name any.
+
     Raises:
         UsageError: none is named.
     """
-    url = settings.api_url or _prefect_setting("PREFECT_API_URL")
+    url = _server_url(settings)
     if not url:
         raise UsageError(
             "no Prefect server is set",
             hint="set PREFECT_API_URL, or `prefect: {api_url: …}` in anomaly-times.yaml; `at up` starts one",
         )
-    key = settings.api_key.get_secret_value() if settings.api_key else _prefect_setting("PREFECT_API_KEY")
-    login = settings.auth_string.get_secret_value() if settings.auth_string else ""
-    return PrefectServer(url, api_key=key, auth_string=login or _prefect_setting("PREFECT_API_AUTH_STRING"))
+    key, login = (given.get_secret_value() if given else "" for given in (settings.api_key, settings.auth_string))
+    if not (key or login):
+        key, login = _prefects_credentials(url)
+    return PrefectServer(url, api_key=key, auth_string=login)
 
 
 def is_set(settings: PrefectApi) -> bool:
     """Whether `connect` would find a server named."""
-    return bool(settings.api_url or _prefect_setting("PREFECT_API_URL"))
+    return bool(_server_url(settings))
 
 
-def _prefect_setting(name: str) -> str:
-    """What Prefect itself would take; its settings module alone takes seconds to import."""
-    if value := os.environ.get(name):
-        return value
+def _server_url(settings: PrefectApi) -> str:
+    return settings.api_url or os.environ.get(_URL) or _profile().get(_URL, "")
+
+
+def _prefects_credentials(url: str) -> tuple[str, str]:
+    """The API key and the login that Prefect itself would send to `url`; of its environment, else of its profile.
+
+    Those of the environment are for the server that Prefect would ask, those of the profile for the profile's.
+    """
+    profile = _profile()
+    places: list[Mapping[str, str]] = []
+    if _same(url, os.environ.get(_URL) or profile.get(_URL, "")):
+        places.append(os.environ)
+        if _same(url, profile.get(_URL, "")):
+            places.append(profile)
+    found = ((place.get("PREFECT_API_KEY", ""), place.get("PREFECT_API_AUTH_STRING", "")) for place in places)
+    return next((pair for pair in found if any(pair)), ("", ""))
+
+
+def _same(url: str, other: str) -> bool:
+    return url.rstrip("/") == other.rstrip("/")
+
+
+def _profile() -> Mapping[str, str]:
+    """Prefect's active profile; its settings module alone takes seconds to import.
+
+    Raises:
+        UsageError: the file of profiles is broken.
+    """
     home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
     file = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml")).expanduser()
     try:
         profiles = tomllib.loads(file.read_text())
     except OSError:
-        return ""
+        return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise UsageError(f"{file} is no TOML", hint="`prefect config view` shows what Prefect reads") from exc
     active = os.environ.get("PREFECT_PROFILE") or profiles.get("active", "")
-    return str(profiles.get("profiles", {}).get(active, {}).get(name, ""))
+    return {name: str(value) for name, value in profiles.get("profiles", {}).get(active, {}).items()}
 
 
 class PrefectServer:
@@ -210,7 +239,8 @@ class PrefectServer:
         if status in (401, 403):
             raise PrefectError(
                 f"the Prefect server {self.url} refuses our credentials ({status})",
-                hint="set PREFECT_API_AUTH_STRING (user:password) or PREFECT_API_KEY, or `prefect:` in the settings",
+                hint="set PREFECT_API_AUTH_STRING (user:password) or PREFECT_API_KEY beside PREFECT_API_URL; a server "
+                "that anomaly-times.yaml names has AT_PREFECT__AUTH_STRING or AT_PREFECT__API_KEY",
             )
         if status == 204:
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -441,16 +442,46 @@ def test_refused_credentials_are_told_without_the_credentials(code: int) -> None
     assert "PREFECT_API_AUTH_STRING" in caught.value.hint
 
 
+BASIC = "Basic bWU6cGFzcw=="  # me:pass
+CLOUD = {"PREFECT_API_URL": "http://cloud/api", "PREFECT_API_KEY": "cloud"}
+
+
 @pytest.mark.parametrize(
-    ("settings", "header"),
+    ("settings", "environment", "profile", "header"),
     [
-        ({"api_key": "k"}, "Bearer k"),
-        ({"auth_string": "me:pass"}, "Basic bWU6cGFzcw=="),
+        # A server that the settings name gets their own credentials, whatever else is set.
+        ({"api_url": "http://s/api", "api_key": "k"}, {}, {}, "Bearer k"),
+        ({"api_url": "http://s/api", "auth_string": "me:pass"}, {}, {}, BASIC),
+        ({"api_url": "http://s/api", "api_key": "k"}, {"PREFECT_API_AUTH_STRING": "me:pass"}, CLOUD, "Bearer k"),
+        ({"api_key": "k"}, {"PREFECT_API_URL": "http://e/api", "PREFECT_API_AUTH_STRING": "me:pass"}, {}, "Bearer k"),
+        # Prefect's own go to the server that Prefect's own settings name, and to no other.
+        ({"api_url": "http://evil/api"}, {}, CLOUD, ""),
+        ({"api_url": "http://evil/api"}, CLOUD, {}, ""),
+        ({"api_url": "http://evil/api"}, {"PREFECT_API_AUTH_STRING": "me:pass"}, CLOUD, ""),
+        ({"api_url": "http://cloud/api"}, {}, CLOUD, "Bearer cloud"),
+        ({"api_url": "http://cloud/api/"}, CLOUD, {}, "Bearer cloud"),
+        ({}, {"PREFECT_API_URL": "http://e/api"}, CLOUD, ""),
+        ({}, {"PREFECT_API_URL": "http://e/api", "PREFECT_API_AUTH_STRING": "me:pass"}, CLOUD, BASIC),
+        ({}, {}, CLOUD, "Bearer cloud"),
+        ({}, {"PREFECT_API_AUTH_STRING": "me:pass"}, CLOUD, BASIC),
+        ({}, {"PREFECT_API_KEY": "mine"}, {**CLOUD, "PREFECT_API_AUTH_STRING": "me:pass"}, "Bearer mine"),
     ],
 )
-def test_credentials_of_the_settings_are_sent(
-    settings: dict[str, Any], header: str, monkeypatch: pytest.MonkeyPatch
+def test_credentials_go_to_the_server_that_they_were_set_for(
+    settings: dict[str, str],
+    environment: dict[str, str],
+    profile: dict[str, str],
+    header: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    lines = [f'{name} = "{value}"' for name, value in profile.items()]
+    (tmp_path / "profiles.toml").write_text("\n".join(['active = "home"', "[profiles.home]", *lines]))
     seen: list[str] = []
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -460,7 +491,7 @@ def test_credentials_of_the_settings_are_sent(
     monkeypatch.setattr(
         server_module.httpx, "Client", _with_transport(server_module.httpx.Client, httpx.MockTransport(handle))
     )
-    with connect(PrefectApi.model_validate({"api_url": "http://prefect/api", **settings})) as server:
+    with connect(PrefectApi.model_validate(settings)) as server:
         assert server.read_mission("a") is None
     assert seen == [header]
 
