@@ -27,7 +27,7 @@ from anomaly_times.conventions import (
     variable_name,
 )
 from anomaly_times.deployed import SPEC, DeployedMission, Pause, from_value, packs_of, project_of, to_value
-from anomaly_times.durations import format_duration
+from anomaly_times.durations import EPOCH, format_duration
 from anomaly_times.errors import MissionError, PrefectError, UsageError
 from anomaly_times.mission import Mission
 
@@ -51,9 +51,11 @@ __all__ = [
     "Timing",
     "Update",
     "build_plan",
+    "first_cutoff",
     "first_runs",
     "pack_phase",
     "read_saved",
+    "restart",
     "saved",
     "timing_of",
     "to_document",
@@ -72,6 +74,7 @@ _MANY = 5
 """More new missions than this in one pack get one run of the pack: each run costs a process."""
 
 IDENTITY = "identity changes, forecasts restart"
+RESTART = "forecasts restart"
 MODEL = "model refits"
 BOUNDS = "bounds change, score history stays"
 GATES = "scores are counted differently from now on"
@@ -80,8 +83,9 @@ NEXT_RUN = "takes effect with the next run"
 NOTE = "nothing that runs changes"
 _STRONGEST_FIRST = (IDENTITY, MODEL, BOUNDS, GATES, SCHEDULE, NEXT_RUN, NOTE)
 
+_IDENTITY = ("promql", "step", "source", "labels")
 _MEANINGS: Mapping[str, str] = {
-    **dict.fromkeys(("promql", "step", "source", "labels"), IDENTITY),
+    **dict.fromkeys(_IDENTITY, IDENTITY),
     **dict.fromkeys(("season", "timezone", "forecast.model", "forecast.lookback", "forecast.exclude"), MODEL),
     **dict.fromkeys(("forecast.level", "forecast.interval_scale", "detect.valid_range"), BOUNDS),
     **dict.fromkeys(("detect.direction", "detect.min_deviation", "detect.min_relative_deviation"), GATES),
@@ -199,12 +203,17 @@ class Create:
 
 @dataclass(frozen=True)
 class Update:
-    """A mission that differs from its file; `drift` says what was changed in Prefect behind our back."""
+    """A mission that differs from its file; `drift` says what was changed in Prefect behind our back.
+
+    `restarts` says that no forecast from before counts, and `waits` that the first that does comes later: at the
+    `since` of the target.
+    """
 
     target: DeployedMission
     fields: tuple[FieldChange, ...]
     drift: str = ""
     restarts: bool = False
+    waits: bool = False
 
     @property
     def name(self) -> str:
@@ -214,7 +223,11 @@ class Update:
     @property
     def meaning(self) -> str:
         """What the strongest of the changes means."""
+        if self.waits:
+            return f"{IDENTITY} at {self.target.since:%Y-%m-%d %H:%M} UTC, when those of the old step have ended"
         meanings = {change.meaning for change in self.fields}
+        if self.restarts and IDENTITY not in meanings:
+            return RESTART
         return next((meaning for meaning in _STRONGEST_FIRST if meaning in meanings), SCHEDULE)
 
 
@@ -381,8 +394,8 @@ def _change(
     mission: Mission, packs: tuple[str, str], found: Found | None, *, project: str, now: datetime
 ) -> Create | Update | Keep:
     if found is None:
-        # Nothing older can be in the way, so the last complete time may already be a cutoff.
-        target = DeployedMission(mission, project, packs, mission.last_time(now))
+        # One of that name may have been deleted a moment ago, with its last forecast in the store.
+        target = DeployedMission(mission, project, packs, now)
         to_value(target)
         return Create(target)
     before = found.deployed
@@ -395,13 +408,35 @@ def _change(
     paused = before.paused if before.paused and not _over(before.paused, now) else None
     if before.paused != paused:
         fields += (FieldChange("paused", _pause(before.paused), None, SCHEDULE),)
-    restarts = any(change.meaning == IDENTITY for change in fields)
-    target = DeployedMission(mission, project, packs, now if restarts else before.since, paused)
+    since = restart(before.mission, mission, now=now, since=None if before.edited else before.since)
+    target = DeployedMission(mission, project, packs, since or before.since, paused)
     drift = "edited by hand" if before.edited else "its tags were changed by hand" if found.retagged else ""
     if not fields and not drift and target == before:
         return Keep(before)
     to_value(target)
-    return Update(target, fields, drift, restarts)
+    return Update(target, fields, drift, restarts=since is not None, waits=since is not None and since > now)
+
+
+def restart(before: Mission, after: Mission, *, now: datetime, since: datetime | None) -> datetime | None:
+    """From which cutoff on forecasts count when `after` takes the place of `before` now; `None` where all go on.
+
+    Where the step becomes shorter, that is the end of what forecasts of the old one can cover: how far ahead of its
+    time a stored forecast was made is known in steps, and an old one would pass for newer than it is.
+
+    Args:
+        before: what was forecast up to now.
+        after: what is to be forecast.
+        now: with a time zone.
+        since: from which cutoff on those of `before` count; `None` where that is not known, so that none can.
+    """
+    if since is not None and all(getattr(before, name) == getattr(after, name) for name in _IDENTITY):
+        return None
+    end = now
+    if after.step < before.step:
+        covered = now + before.horizon
+        end = EPOCH - (EPOCH - covered) // after.step * after.step
+    # It may lie ahead, where a step became shorter lately.
+    return end if since is None else max(end, since)
 
 
 def _over(pause: Pause, now: datetime) -> bool:
@@ -563,15 +598,15 @@ def first_runs(plan: Plan, *, now: datetime) -> list[FirstRun]:
             names = sorted(member.mission.name for member in group)
             digest = hashlib.sha256(repr((slug, since.isoformat(), names)).encode()).hexdigest()[:24]
             parameters = {"pack": slug} if len(group) > 1 else {"mission": group[0].mission.name}
-            at = max(max(_first_cutoff(member) + member.mission.offset for member in group), now)
+            at = max(max(first_cutoff(member.mission, member.since) + member.mission.offset for member in group), now)
             runs.append(FirstRun(parameters, f"at-first-{digest}", at))
     return runs
 
 
-def _first_cutoff(deployed: DeployedMission) -> datetime:
-    step = deployed.mission.step
-    last = deployed.mission.last_time(deployed.since + deployed.mission.offset)
-    return last if last >= deployed.since else last + step
+def first_cutoff(mission: Mission, since: datetime) -> datetime:
+    """The first time not before `since` from which a mission can be forecast."""
+    last = mission.last_time(since + mission.offset)
+    return last if last >= since else last + mission.step
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from anomaly_times.conventions import variable_name
 from anomaly_times.deployed import DeployedMission, Pause, to_value
 from anomaly_times.errors import MissionError, PrefectError, UsageError
 from anomaly_times.mission import Mission
+from anomaly_times.panel import Forecast, Grid, Labels
 from anomaly_times.plan import (
     PACK_SIZE,
     Create,
@@ -26,12 +29,16 @@ from anomaly_times.plan import (
     Timing,
     Update,
     build_plan,
+    first_cutoff,
     first_runs,
     pack_phase,
     read_saved,
     saved,
     to_document,
 )
+from anomaly_times.settings import Source
+from anomaly_times.stores import open_store
+from tests.servers import Server
 
 NOW = datetime(2026, 3, 1, 12, 0, 40, tzinfo=UTC)
 LATER = NOW + timedelta(days=1)
@@ -117,7 +124,27 @@ def test_an_update_says_each_field_and_what_it_means(
     assert update.meaning == line.meaning
     restarts = meaning.startswith("identity")
     assert update.restarts == restarts
-    assert update.target.since == (LATER if restarts else datetime(2026, 3, 1, 12, tzinfo=UTC))
+    assert update.target.since == (LATER if restarts else NOW)
+
+
+def test_a_shorter_step_waits_for_the_end_of_what_the_old_forecasts_cover() -> None:
+    before = mission(step="5m", forecast={"horizon": "90m"})
+    state = deployed(before)
+    [update] = planned([mission(step="3m", forecast={"horizon": "90m"})], state).of(Update)
+    # 13:30:40, in whole steps of three minutes.
+    until = datetime(2026, 3, 2, 13, 33, tzinfo=UTC)
+    assert (update.restarts, update.waits, update.target.since) == (True, True, until)
+    assert update.meaning == (
+        "identity changes, forecasts restart at 2026-03-02 13:33 UTC, when those of the old step have ended"
+    )
+    plan = planned([mission(step="3m")], state)
+    assert [run.at for run in first_runs(plan, now=LATER)] == [until + timedelta(seconds=30)]
+    # A change while that is awaited does not shorten it, whatever it changes.
+    waiting = applied(plan, state)
+    for change in ({"promql": "x"}, {"step": "5m"}, {"description": "x"}):
+        [update] = planned([mission(**{"step": "3m", **change})], waiting).of(Update)
+        assert update.target.since == until
+        assert update.waits == (change != {"description": "x"})
 
 
 def test_every_field_of_a_mission_has_a_meaning_and_the_strongest_counts() -> None:
@@ -361,7 +388,8 @@ def test_what_is_no_plan_and_what_is_a_broken_one_are_told_apart() -> None:
 def test_new_missions_get_a_first_forecast_each_and_many_share_one() -> None:
     plan = build_plan([mission("a"), mission("b", step="5m")], EMPTY, project="shop", now=NOW)
     runs = first_runs(plan, now=NOW)
-    assert [(run.parameters, run.at) for run in runs] == [({"mission": "a"}, NOW), ({"mission": "b"}, NOW)]
+    first = datetime(2026, 3, 1, 12, 1, 30, tzinfo=UTC), datetime(2026, 3, 1, 12, 5, 30, tzinfo=UTC)
+    assert [(run.parameters, run.at) for run in runs] == [({"mission": "a"}, first[0]), ({"mission": "b"}, first[1])]
     many = build_plan([mission(f"m-{i}") for i in range(20)], EMPTY, project="shop", now=NOW)
     assert [run.parameters for run in first_runs(many, now=NOW)] == [{"pack": "at:shop:forecast:1h:00"}]
 
@@ -402,3 +430,38 @@ def test_the_document_has_every_change_but_only_counts_what_stays() -> None:
         {"field": "promql", "old": "up", "new": "x", "meaning": "identity changes, forecasts restart"}
     ]
     assert plan.of(Keep)[0].name == "a"
+
+
+def level(name: str, value: float, *, cutoff: datetime, mission: Mission) -> Forecast:
+    """A forecast of one flat series for the whole horizon of a mission."""
+    grid = Grid(cutoff + mission.step, mission.step, mission.h)
+    flat = np.full((1, grid.n), value)
+    return Forecast((Labels.of({"__name__": name, "job": "a"}),), grid, cutoff, flat, flat - 1, flat + 1)
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize(("old_step", "new_step"), [("5m", "1m"), ("4m", "3m"), ("1m", "5m")])
+def test_after_a_change_of_step_no_time_has_a_forecast_of_the_old_one(
+    old_step: str, new_step: str, vm_server: Server, tmp_path: Path
+) -> None:
+    name = f"step-{old_step}-{new_step}"
+    now = Grid.ending(datetime.now(UTC), timedelta(minutes=1), 1).start
+    old, new = (mission(name, step=step, offset="0s") for step in (old_step, new_step))
+    before = build_plan([old], EMPTY, project="shop", now=now - timedelta(days=1))
+    plan = build_plan([new], applied(before), project="shop", now=now)
+    since = plan.of(Update)[0].target.since
+    with open_store(Source(url=vm_server.url), state=tmp_path) as store:
+        store.write_forecasts([(old, level("steps", 100.0, cutoff=old.last_time(now), mission=old))])
+        first = first_cutoff(new, since)
+        # One that the schedule made while the old step was awaited, and the first that counts.
+        for cutoff in {new.last_time(now), first}:
+            store.write_forecasts([(new, level("steps", 5.0, cutoff=cutoff, mission=new))])
+        vm_server.flush()
+        grid = Grid.covering(now, first + new.horizon, new.step)
+        counted = store.read_forecasts([new], grid, since={name: since})[name].yhat
+        assert set(counted[np.isfinite(counted)]) == {5.0}
+        after = np.isfinite(counted[0, grid.index(first) + 1 :])
+        assert after.all()
+        # What stands in the way of beginning at once.
+        at_once = store.read_forecasts([new], grid, since={name: now})[name].yhat
+        assert (100.0 in at_once) == (new.step < old.step)

@@ -24,8 +24,8 @@ def run(
 ) -> None:
     """Keep missions going in this process, until Ctrl-C or SIGTERM.
 
-    Each runs at its cadence, without Prefect. New and changed missions are forecast at once; files are read again when
-    they change. One line a pass on stderr.
+    Each runs at its cadence, without Prefect. New missions are forecast at once, changed ones with the first point
+    after the change; files are read again when they change. One line a pass on stderr.
 
     Example: at run missions/
     """
@@ -88,7 +88,11 @@ def _line(happening: Happening) -> str:
         case Missed(slug, reason):
             return f"{slug} was left out: {reason}"
     parts = [f"{len(names)} {what}" for what in ("new", "changed", "gone") if (names := getattr(happening, what))]
-    return f"running {_missions(happening.count)}" + (f": {', '.join(parts)}" if parts else "")
+    waits = [
+        f"; the forecasts of {name} restart at {since:%Y-%m-%d %H:%M} UTC, when those of the longer step have ended"
+        for name, since in happening.waits.items()
+    ]
+    return f"running {_missions(happening.count)}" + (f": {', '.join(parts)}" if parts else "") + "".join(waits)
 
 
 _SHOWN = 5

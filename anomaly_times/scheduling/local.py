@@ -12,10 +12,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 from zoneinfo import ZoneInfo
@@ -41,7 +41,7 @@ from anomaly_times.passes import (
     write_forecasts,
     write_scores,
 )
-from anomaly_times.plan import KINDS, timing_of
+from anomaly_times.plan import KINDS, first_cutoff, restart, timing_of
 from anomaly_times.stores import Store, Written
 
 __all__ = [
@@ -159,11 +159,6 @@ def packs_of(missions: Iterable[Mission], *, project: str) -> dict[str, Pack]:
     return {slug: Pack(slug, kind, cadence, tuple(group)) for (slug, kind, cadence), group in groups.items()}
 
 
-def _identity(mission: Mission) -> tuple[object, ...]:
-    """What a forecast must share with a mission, to be one of it."""
-    return mission.promql, mission.step, mission.source, mission.labels
-
-
 @dataclass(frozen=True, eq=False)
 class PassDone:
     """A pass that ended; `first` where it was the first forecast of new and changed missions."""
@@ -179,12 +174,16 @@ class PassDone:
 
 @dataclass(frozen=True)
 class Reloaded:
-    """The missions that run from now on: how many, and the names of those that are new, changed or gone."""
+    """The missions that run from now on: how many, and the names of those that are new, changed or gone.
+
+    `waits` says of those whose step became shorter when their forecasts restart: when those of the old step have ended.
+    """
 
     count: int
     new: tuple[str, ...]
     changed: tuple[str, ...]
     gone: tuple[str, ...]
+    waits: Mapping[str, datetime] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -232,6 +231,13 @@ class Runner:
         self._packs: dict[str, Pack] = {}
         self._stores: Mapping[str, Store] = {}
         self._since: Mapping[str, datetime] = {}
+        self._ran: Mapping[str, Mission] = {}
+        """All that ever ran, for what is gone may come back as something else."""
+        self._due: Mapping[str, datetime] = {}
+        """When the first forecast of a mission that is new or changed is due."""
+        # A pass takes its time, its missions and their `since` in one moment: what it forecasts of a mission that is
+        # changed meanwhile has a cutoff from before the change.
+        self._swap = Lock()
         self._stopping = Event()
         # What it would log, it tells by events too.
         logging.getLogger("apscheduler").setLevel(logging.CRITICAL)
@@ -244,50 +250,75 @@ class Runner:
         self._scheduler.add_listener(self._missed, EVENT_JOB_ERROR | EVENT_JOB_MAX_INSTANCES)
 
     def run(self, missions: Sequence[Mission]) -> None:
-        """Run these missions from now on, in place of others; new and changed ones are forecast at once.
+        """Run these missions from now on, in place of others; new ones are forecast at once.
+
+        Changed ones are forecast as soon as there is a cutoff that counts.
 
         Raises:
             MissionError: a mission names a source that is not there; what ran goes on.
         """
-        # Those of missions that are gone stay: a pass that began with them may still be running.
-        self._stores = {**self._stores, **self._stores_of(missions)}
-        before, self._missions = self._missions, {mission.name: mission for mission in missions}
+        stores = self._stores_of(missions)
         packs = packs_of(missions, project=self._project)
-        old, self._packs = self._packs, packs
+        with self._swap:
+            now = self._clock()
+            # Those of missions that are gone stay: a pass that began with them may still be running.
+            self._stores = {**self._stores, **stores}
+            before, self._missions = self._missions, {mission.name: mission for mission in missions}
+            old, self._packs = self._packs, packs
+            restarted = {
+                mission.name: since
+                for mission in missions
+                if (was := self._ran.get(mission.name))
+                and (since := restart(was, mission, now=now, since=self._since.get(mission.name, EPOCH)))
+            }
+            self._since = {**self._since, **restarted}
+            self._ran = {**self._ran, **self._missions}
         for slug in old.keys() - packs.keys():
             self._scheduler.remove_job(slug)
         for slug in packs.keys() - old.keys():
             pack = packs[slug]
             self._scheduler.add_job(self._pass, pack.trigger(), (slug,), id=slug, executor=pack.kind)
-        now = self._clock()
-        self._since = {name: at for name, at in self._since.items() if name in self._missions} | {
-            name: mission.last_time(now)
-            for name, mission in self._missions.items()
-            if name in before and _identity(mission) != _identity(before[name])
-        }
         new = tuple(name for name in self._missions if name not in before)
         changed = tuple(name for name, m in self._missions.items() if before.get(name, m) != m)
         gone = tuple(name for name in before if name not in self._missions)
-        self._tell(Reloaded(len(missions), new, changed, gone))
-        fresh = tuple(self._missions[name] for name in (*new, *changed))
-        if fresh:
-            self._scheduler.add_job(self._first, args=(fresh,), executor="forecast")
+        waits = {name: since for name, since in restarted.items() if since > now}
+        self._tell(Reloaded(len(missions), new, changed, gone, waits))
+        asked = datetime.now(UTC)
+        due: dict[datetime, list[str]] = {}
+        for name in (*new, *changed):
+            wait = timedelta(0)
+            if name in changed or name in restarted:
+                # Not before there is a new cutoff: a forecast of the last one may be stored already, as it was.
+                mission, since = self._missions[name], max(now, self._since.get(name, now))
+                wait = first_cutoff(mission, since) + mission.offset - now
+            due.setdefault(asked + wait, []).append(name)
+        self._due = {**self._due, **{name: at for at, names in due.items() for name in names}}
+        for at, names in due.items():
+            self._scheduler.add_job(self._first, "date", (names, at), run_date=at, executor="forecast")
 
     def _pass(self, slug: str) -> None:
         pack = self._packs.get(slug)
         if pack is not None:
-            self._run(pack.kind, pack.cadence, pack.missions)
+            self._run(pack.kind, pack.cadence, lambda: self._packs[slug].missions if slug in self._packs else ())
 
-    def _first(self, missions: tuple[Mission, ...]) -> None:
-        self._run("forecast", "", missions, first=True)
+    def _first(self, names: Sequence[str], at: datetime) -> None:
+        def current() -> Sequence[Mission]:
+            # As they are by now, less those that changed once more and are due again.
+            return [self._missions[name] for name in names if name in self._missions and self._due[name] == at]
 
-    def _run(self, kind: Kind, cadence: str, missions: Sequence[Mission], *, first: bool = False) -> None:
+        self._run("forecast", "", current, first=True)
+
+    def _run(self, kind: Kind, cadence: str, current: Callable[[], Sequence[Mission]], *, first: bool = False) -> None:
         if self._stopping.is_set():
             return
-        began, now = time.monotonic(), self._clock()
+        began = time.monotonic()
+        with self._swap:
+            now, missions, stores, since = self._clock(), current(), self._stores, self._since
+        if not missions:
+            return
         with ThreadPoolExecutor(self._jobs, thread_name_prefix=kind) as pool:
             mapper = self._until_stopped(pool)
-            results, written = run_pass(kind, missions, self._stores, now=now, since=self._since, mapper=mapper)
+            results, written = run_pass(kind, missions, stores, now=now, since=since, mapper=mapper)
         took = timedelta(seconds=time.monotonic() - began)
         self._tell(PassDone(kind, cadence, now, took, results, written or Written(), first))
 

@@ -33,12 +33,34 @@ NOW = AT + timedelta(seconds=30)
 
 
 def mission(name: str, **fields: Any) -> Mission:
-    spec = {"name": name, "promql": QUERY, "step": "10m", "forecast": {"model": "seasonal_naive"}, **fields}
+    spec = {
+        "name": name,
+        "promql": QUERY,
+        "step": "10m",
+        "offset": "0s",
+        "forecast": {"model": "seasonal_naive"},
+        **fields,
+    }
     return Mission.model_validate(spec)
 
 
 def fast(name: str, **fields: Any) -> Mission:
     return mission(name, detect={"every": "200ms"}, **fields)
+
+
+class Clock:
+    """A clock that shows `at` when it is made, and goes on from there."""
+
+    def __init__(self, at: datetime) -> None:
+        self._ahead = at - datetime.now(UTC)
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + self._ahead
+
+
+def before_the_next_step(seconds: float) -> Clock:
+    """So shortly before the first cutoff after `AT`."""
+    return Clock(AT + STEP - timedelta(seconds=seconds))
 
 
 class Tape:
@@ -62,7 +84,7 @@ class Tape:
 
 
 def runner(store: MemoryStore, tape: Tape, **options: Any) -> Runner:
-    return Runner(lambda missions: {m.source: store for m in missions}, tape, clock=lambda: NOW, **options)
+    return Runner(lambda missions: {m.source: store for m in missions}, tape, **{"clock": lambda: NOW, **options})
 
 
 def test_missions_of_one_cadence_share_a_pack_and_an_isolated_one_has_its_own() -> None:
@@ -145,17 +167,19 @@ def test_new_missions_are_forecast_at_once_and_scored_at_their_slots() -> None:
 
 def test_a_changed_mission_is_forecast_again_and_one_that_is_gone_runs_no_more() -> None:
     store, tape = MemoryStore({QUERY: requests(), "other": requests()}), Tape()
-    with runner(store, tape) as running:
+    with runner(store, tape, clock=before_the_next_step(2)) as running:
         running.run([fast("stays"), fast("changes"), mission("goes", detect={"every": "300ms"})])
         tape.wait(lambda _: len(tape.passes("forecast")) == 1)
         running.run([fast("stays"), fast("changes", promql="other"), fast("comes")])
-        tape.wait(lambda _: len(tape.passes("forecast")) == 2)
+        tape.wait(lambda _: len(tape.passes("forecast")) == 3)
         heard = len(tape.passes("detect"))
         tape.wait(lambda _: len(tape.passes("detect")) >= heard + 3)
     assert [heard for heard in tape.heard if isinstance(heard, Reloaded)][1] == Reloaded(
         3, ("comes",), ("changes",), ("goes",)
     )
-    assert [result.mission.name for result in tape.passes("forecast")[1].results] == ["comes", "changes"]
+    # What is new is forecast at once, what changed once there is a cutoff from after the change.
+    assert [result.mission.name for result in tape.passes("forecast")[1].results] == ["comes"]
+    assert [result.mission.name for result in tape.passes("forecast")[2].results] == ["changes"]
     last = tape.passes("detect")[-1]
     assert {result.mission.name: result.mission.promql for result in last.results} == {
         "stays": QUERY,
@@ -176,6 +200,63 @@ def test_a_changed_query_is_not_scored_against_forecasts_of_the_old_one(field: s
         running.run([fast("a", **{field: "other"})])
         tape.wait(lambda _: bool(tape.passes("detect")))
     assert tape.passes("detect")[0].written.samples == samples
+
+
+def cutoffs(store: MemoryStore, name: str) -> set[datetime]:
+    return {cutoff for kept in store._forecasts[name].values() for cutoff in kept}
+
+
+def test_a_change_right_after_a_forecast_is_forecast_anew_and_nothing_is_scored_against_the_old_query() -> None:
+    store, tape = MemoryStore({QUERY: requests(), "other": requests()}), Tape()
+    # The forecast of the old query has the last complete time before the change as its cutoff.
+    run_pass("forecast", [mission("a")], {"": store}, now=NOW)
+    with runner(store, tape, clock=before_the_next_step(2)) as running:
+        running.run([mission("a", detect={"every": "1h"})])
+        tape.wait(lambda _: bool(tape.passes("forecast")))
+        assert cutoffs(store, "a") == {AT}
+        running.run([fast("a", promql="other")])
+        tape.wait(lambda _: bool(tape.passes("detect")))
+        grid = Grid(AT + STEP, STEP, 12)
+        assert store.read_forecasts([mission("a")], grid)["a"].yhat.size
+        assert store.read_forecasts([mission("a")], grid, since=running._since) == {}
+        tape.wait(lambda _: len(tape.passes("forecast")) == 2)
+        assert cutoffs(store, "a") == {AT, AT + STEP}
+        assert "a" in store.read_forecasts([mission("a")], grid, since=running._since)
+
+
+def test_a_query_that_goes_and_comes_back_as_another_is_not_scored_against_the_old_one() -> None:
+    store, tape = MemoryStore({QUERY: requests(), "other": requests()}), Tape()
+    run_pass("forecast", [mission("a")], {"": store}, now=NOW)
+    with runner(store, tape) as running:
+        running.run([mission("a", detect={"every": "1h"})])
+        running.run([mission("b", detect={"every": "1h"})])
+        running.run([fast("a", promql="other")])
+        tape.wait(lambda _: bool(tape.passes("detect")))
+        assert store.read_forecasts([mission("a")], Grid(AT, STEP, 12), since=running._since) == {}
+
+
+def test_with_a_shorter_step_forecasts_restart_when_those_of_the_old_one_have_ended() -> None:
+    store, tape = MemoryStore({QUERY: requests()}), Tape()
+    with runner(store, tape) as running:
+        running.run([mission("a", forecast={"horizon": "95m"})])
+        running.run([mission("a", step="3m")])
+        running.run([mission("a", step="3m", description="x")])
+    told = [heard for heard in tape.heard if isinstance(heard, Reloaded)]
+    # 12:00:30 and 95 minutes, in whole steps of three minutes since the epoch.
+    assert told[1] == Reloaded(1, (), ("a",), (), {"a": AT + timedelta(minutes=96)})
+    assert running._since == {"a": AT + timedelta(minutes=96)}
+
+
+def test_a_change_that_comes_after_another_replaces_its_first_forecast() -> None:
+    store, tape = MemoryStore({QUERY: requests(), "other": requests(), "third": requests()}), Tape()
+    with runner(store, tape, clock=before_the_next_step(2)) as running:
+        running.run([mission("a")])
+        tape.wait(lambda _: len(tape.passes("forecast")) == 1)
+        running.run([mission("a", promql="other")])
+        running.run([mission("a", promql="third")])
+        tape.wait(lambda _: len(tape.passes("forecast")) == 2)
+        time.sleep(0.3)
+    assert [result.mission.promql for done in tape.passes("forecast") for result in done.results] == [QUERY, "third"]
 
 
 def test_a_store_that_is_away_fails_passes_and_stops_nothing() -> None:
