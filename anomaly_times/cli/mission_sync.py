@@ -64,7 +64,7 @@ def plan(
     from anomaly_times.cli import plan_views, render
     from anomaly_times.scheduling import sync
 
-    wanted = opt.missions_from_files(files)
+    wanted = opt.missions_from_files(files, checked=True)
     settings, server = _connect()
     with server, render.working("comparing"):
         made = sync.plan(server, wanted, project=settings.project, now=opt.utc_now(), prune=prune)
@@ -106,7 +106,7 @@ def apply(
     saved = _saved_plan(files)
     if saved and (saved.project != settings.project or prune):
         raise UsageError(f"the plan is for project {saved.project}, and says itself whether to prune")
-    wanted = saved.wanted if saved else opt.missions_from_files(files)
+    wanted = saved.wanted if saved else opt.missions_from_files(files, checked=True)
     prune, expect = (saved.prune, saved.fingerprint) if saved else (prune, "")
     project = settings.project
     with server:

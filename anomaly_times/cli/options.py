@@ -21,8 +21,10 @@ from anomaly_times.errors import MissionError, UsageError, in_our_words
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+    from anomaly_times.loading import Loading
     from anomaly_times.mission import Mission
     from anomaly_times.passes import Mapper
+    from anomaly_times.problems import Problem
     from anomaly_times.settings import Settings, Source
     from anomaly_times.stores import Store
 
@@ -327,8 +329,12 @@ def _given(ctx: typer.Context, name: str) -> bool:
     return getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
 
 
-def missions_from_files(files: Sequence[Path] | None) -> tuple[Mission, ...]:
+def missions_from_files(files: Sequence[Path] | None, *, checked: bool = False) -> tuple[Mission, ...]:
     """The missions of files, folders and globs; those of `missions/` where none are given.
+
+    Args:
+        files: what the user named.
+        checked: refuse what `at mission validate --offline` calls an error, too, unless the mission silences it.
 
     Raises:
         MissionError: listing all that is wrong in the files, or that there is no mission in them.
@@ -342,13 +348,23 @@ def missions_from_files(files: Sequence[Path] | None) -> tuple[Mission, ...]:
             hint="name FILES, or a query by --promql",
         )
     loading = load_missions(files or [DEFAULT_FILES])
-    if loading.problems:
-        lines = [f"{problem}" + (f" ({problem.hint})" if problem.hint else "") for problem in loading.problems]
+    problems = _errors(loading) if checked else loading.problems
+    if problems:
+        lines = [f"{problem}" + (f" ({problem.hint})" if problem.hint else "") for problem in problems]
         raise MissionError("\n".join(["the mission files have problems", *lines]))
     if not loading.missions:
         named = ", ".join(str(file) for file in files or [DEFAULT_FILES])
         raise MissionError(f"there is no mission in {named}", hint="`at mission init` writes a first one")
     return tuple(loaded.mission for loaded in loading.missions)
+
+
+def _errors(loading: Loading) -> list[Problem]:
+    """What checks that ask no server call an error."""
+    from anomaly_times.checks import check_missions
+    from anomaly_times.settings import load_settings
+
+    report = check_missions(loading, now=utc_now(), sources=load_settings().sources or None)
+    return [problem for problem in report.problems if problem.severity == "error"]
 
 
 @dataclass(eq=False)

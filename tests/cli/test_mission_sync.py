@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
+from anomaly_times.cli.options import missions_from_files
 from anomaly_times.cli.plan_views import to_markdown
 from anomaly_times.conventions import variable_name
 from anomaly_times.deployed import DeployedMission, to_value
@@ -88,6 +89,30 @@ def test_one_broken_file_means_that_nothing_is_applied(project: servers.Server, 
         assert (result.exit_code, result.stdout) == (3, "")
         assert "missions/broken.yaml:2" in result.stderr
     assert json.loads(at("mission", "list", "-o", "json").stdout)["missions"] == []
+
+
+@pytest.mark.parametrize("command", [["plan"], ["apply", "--yes"]])
+def test_what_offline_validation_refuses_is_not_applied(
+    command: list[str], at: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    Path("missions").mkdir()
+    Path("missions/bad.yaml").write_text(
+        "name: a\npromql: sum(up\n---\nname: b\npromql: up\nforecast: {model: nosuch}\n"
+        "---\nname: c\npromql: up\nforecast: {every: 1h, horizon: 1h}\n---\nname: d\npromq: up\n"
+        "---\nname: e\npromql: up_total\n"
+    )
+    result = at("mission", *command)
+    assert (result.exit_code, result.stdout) == (3, "")
+    for told in ("bad.yaml:2", "promql/syntax", "bad.yaml:6", "nosuch", "bad.yaml:10", "horizon-holes", "bad.yaml:12"):
+        assert told in result.stderr
+    # What is a warning only is for `at mission validate`.
+    assert "bare-counter" not in result.stderr
+    accepted = "name: c\npromql: up\nforecast: {every: 1h, horizon: 1h}\n"
+    silence = "silence: [{code: forecast/horizon-holes, reason: once a day is enough}]\n"
+    Path("missions/bad.yaml").write_text(accepted + silence)
+    assert [mission.name for mission in missions_from_files(None, checked=True)] == ["c"]
 
 
 @pytest.mark.servers
