@@ -64,6 +64,7 @@ class _Node:
     value: Any  # a scalar, list[_Node] or dict[str, _Node]
     keys: dict[str, int] = field(default_factory=dict)  # the line of each key of a mapping
     size: int = 1
+    depth: int = 0  # how many lists and mappings lie in each other, itself the first
     text: str = ""  # a scalar as it is written
 
 
@@ -107,6 +108,10 @@ def _trees(text: str) -> Iterator[_Node]:
         parent.size += node.size
         if parent.size > MAX_NODES:
             raise YamlError(f"the file expands to more than {MAX_NODES:,} values", node.line)
+        # What an alias stands for was counted elsewhere: it is as deep as where it stands and what it holds.
+        if len(stack) + node.depth > MAX_DEPTH:
+            raise YamlError(f"nested more than {MAX_DEPTH} deep", node.line)
+        parent.depth = max(parent.depth, 1 + node.depth)
         if isinstance(parent.value, list):
             parent.value.append(node)
             return None
@@ -149,7 +154,7 @@ def _trees(text: str) -> Iterator[_Node]:
             if len(stack) >= MAX_DEPTH:
                 raise YamlError(f"nested more than {MAX_DEPTH} deep", line)
             mapping = isinstance(event, yaml.MappingStartEvent)
-            stack.append(_Node(line, {}) if mapping else _Node(line, []))
+            stack.append(_Node(line, {} if mapping else [], depth=1))
             pending.append(None)
             open_anchors.append(event.anchor)
         elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):

@@ -37,11 +37,14 @@ def test_aliases_and_merges_work_and_own_keys_win() -> None:
 BOMB = b"a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + b"".join(
     b"a%d: &a%d [%s]\n" % (i, i, b",".join([b"*a%d" % (i - 1)] * 10)) for i in range(1, 9)
 )
+CHAIN = b"a0: &a0 [x]\n" + b"".join(b"a%d: &a%d [*a%d]\n" % (i, i, i - 1) for i in range(1, 700))
 
 
 @pytest.mark.parametrize(
     ("raw", "line", "words"),
     [
+        (CHAIN, 32, "deep"),
+        (CHAIN.replace(b"[", b"{k: ").replace(b"]", b"}"), 32, "deep"),
         (b"[" * 200_000, 1, "deep"),
         (b"- " * 5_000, 1, "deep"),
         (b"x: 1\na: 1\nb: 2\na: 3\n", 4, "'a' stands twice, first in line 2"),
@@ -67,6 +70,12 @@ def test_what_could_hurt_or_mislead_is_refused_with_its_line(raw: bytes, line: i
         read_documents(raw)
     assert words in caught.value.message
     assert caught.value.line == line
+
+
+def test_nesting_is_taken_up_to_its_limit_with_aliases_or_without() -> None:
+    plain = read_documents(b"a30: " + b"[" * 31 + b"x" + b"]" * 31)[0].data
+    aliased = read_documents(CHAIN[: CHAIN.index(b"a31")])[0].data
+    assert str(aliased["a30"]) == str(plain["a30"]) == "[" * 31 + "'x'" + "]" * 31
 
 
 def test_an_empty_file_has_no_documents() -> None:
