@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from pydantic import ValidationError
 
-from anomaly_times.conventions import TAG, TAG_PAUSED, pack_tag, project_tag
+from anomaly_times.conventions import TAG, TAG_PAUSED, pack_tag, project_tag, variable_name
 from anomaly_times.errors import MissionError
 from anomaly_times.mission import Mission
 
@@ -86,12 +86,13 @@ def from_value(name: str, value: object, tags: Sequence[str]) -> DeployedMission
     """The mission that a Variable holds; fields that this version does not know are let pass.
 
     Args:
-        name: the Variable's name, for messages.
+        name: the Variable's name.
         value: its value.
         tags: its tags.
 
     Raises:
-        MissionError: it was edited into something else, or was written by a newer version.
+        MissionError: it was edited into something else, holds the mission of another Variable, or was written by a
+            newer version.
     """
     hint = "apply the mission's file again"
     if not isinstance(value, Mapping) or not isinstance(value.get("mission"), Mapping):
@@ -120,8 +121,10 @@ def from_value(name: str, value: object, tags: Sequence[str]) -> DeployedMission
         raise MissionError(f"the Variable {name} holds a broken mission: {where}: {first['msg']}", hint=hint) from exc
     except (TypeError, ValueError) as exc:
         raise MissionError(f"the Variable {name} holds a broken time: {exc}", hint=hint) from exc
-    if since.tzinfo is None:
+    if since.tzinfo is None or (paused and paused.until and paused.until.tzinfo is None):
         raise MissionError(f"the Variable {name} holds a time without a zone", hint=hint)
+    if variable_name(mission.name) != name:
+        raise MissionError(f"the Variable {name} holds the mission {mission.name!r}", hint=hint)
     edited = value.get("digest") != _digest(value)
     return DeployedMission(mission, project_of(tags), packs_of(tags), since, paused, edited)
 

@@ -141,8 +141,6 @@ class Found:
         head = (name, project_of(tags), packs_of(tags), digest)
         try:
             deployed = from_value(variable, value, tags)
-            if deployed.mission.name != name:
-                raise MissionError(f"the Variable {variable} holds the mission {deployed.mission.name!r}")
         except MissionError as exc:
             spec = value.get("spec") if isinstance(value, Mapping) else None
             return cls(*head, error=exc.message, newer=isinstance(spec, int) and spec > SPEC)

@@ -48,6 +48,8 @@ def test_fields_of_a_later_version_are_let_pass() -> None:
         ({"since": "yesterday"}, "broken time"),
         ({"since": "2026-03-01T12:00:00"}, "without a zone"),
         ({"paused": {"until": "soon"}}, "broken time"),
+        ({"paused": {"until": "2026-03-01T12:00:00"}}, "without a zone"),
+        ({"mission": {"name": "other", "promql": "up"}}, "holds the mission 'other'"),
     ],
 )
 def test_a_value_edited_by_hand_into_nonsense_is_named(change: dict[str, Any], words: str) -> None:

@@ -34,7 +34,7 @@ from prefect.states import Completed, Failed
 from anomaly_times.conventions import MISSION_NAME, Kind, mission_of_variable, pack_tag, variable_name
 from anomaly_times.deployed import DeployedMission, from_value
 from anomaly_times.durations import parse_duration
-from anomaly_times.errors import AnomalyTimesError, MissionError, UsageError
+from anomaly_times.errors import AnomalyTimesError, MissionError, PrefectError, UsageError
 from anomaly_times.mission import Direction, Missing, Mission
 from anomaly_times.panel import Grid, Panel
 from anomaly_times.passes import (
@@ -47,6 +47,7 @@ from anomaly_times.passes import (
 )
 from anomaly_times.scheduling.handmade import mission_by_hand
 from anomaly_times.scheduling.lease import hold
+from anomaly_times.scheduling.server import PAGE, joined
 from anomaly_times.settings import Settings, WriteMode, load_settings
 from anomaly_times.stores import Store, Written, open_store
 from anomaly_times.stores.prometheus import PrometheusStore
@@ -56,8 +57,8 @@ __all__ = ["detect", "detection", "forecast", "forecasting", "read", "write"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_PAGE = 200
-"""Variables that Prefect gives at once, at most."""
+_READS = 20
+"""Attempts to read a list that changes while it is read."""
 _NAMED = 10
 """Missions that a message names, at most; all are in the table."""
 _WORST = 3
@@ -332,30 +333,33 @@ async def _deployed(client: PrefectClient, name: str) -> DeployedMission:
 async def _members(client: PrefectClient, slug: str, now: datetime) -> _Work:
     """The missions of a pack that are not paused."""
     missions, since, broken, paused = [], {}, {}, 0
-    asked = {"variables": {"tags": {"all_": [pack_tag(slug)]}}, "sort": "NAME_ASC", "limit": _PAGE}
-    for offset in itertools.count(0, _PAGE):
-        answer = await client.request("POST", "/variables/filter", json={**asked, "offset": offset})
-        page = answer.json()
-        for variable in page:
-            try:
-                deployed = from_value(variable["name"], variable["value"], variable["tags"])
-                if variable_name(deployed.mission.name) != variable["name"]:
-                    raise MissionError(
-                        f"the Variable {variable['name']} holds the mission {deployed.mission.name}",
-                        hint="apply the mission's file again",
-                    )
-            except MissionError as exc:
-                broken[mission_of_variable(variable["name"]) or variable["name"]] = exc
-                continue
-            pause = deployed.paused
-            if pause is not None and (pause.until is None or pause.until > now):
-                paused += 1
-                continue
-            missions.append(deployed.mission)
-            since[deployed.mission.name] = deployed.since
-        if len(page) < _PAGE:
-            return _Work(missions, since, broken, paused)
-    raise AssertionError("counting has no end")
+    for variable in await _tagged(client, pack_tag(slug)):
+        try:
+            deployed = from_value(variable["name"], variable["value"], variable["tags"])
+        except MissionError as exc:
+            broken[mission_of_variable(variable["name"]) or variable["name"]] = exc
+            continue
+        pause = deployed.paused
+        if pause is not None and (pause.until is None or pause.until > now):
+            paused += 1
+            continue
+        missions.append(deployed.mission)
+        since[deployed.mission.name] = deployed.since
+    return _Work(missions, since, broken, paused)
+
+
+async def _tagged(client: PrefectClient, tag: str) -> Sequence[Mapping[str, Any]]:
+    """All Variables with a tag, none left out however many come and go meanwhile."""
+    asked = {"variables": {"tags": {"all_": [tag]}}, "sort": "NAME_ASC", "limit": PAGE}
+    for _ in range(_READS):
+        pages: list[list[dict[str, Any]]] = []
+        while not pages or len(pages[-1]) == PAGE:
+            body = {**asked, "offset": len(pages) * (PAGE - 1)}
+            pages.append((await client.request("POST", "/variables/filter", json=body)).json())
+        found = joined(pages)
+        if found is not None:
+            return found
+    raise PrefectError("the missions of the pack change while they are read", hint="its next run tries again")
 
 
 async def _work(kind: Kind, work: _Work, settings: Settings) -> State[None]:

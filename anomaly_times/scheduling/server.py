@@ -6,6 +6,7 @@ are posted, patched and deleted, always with their parameters, which a patch wit
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import socket
@@ -15,7 +16,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -29,10 +30,12 @@ import msgspec
 from anomaly_times.conventions import (
     DETECTION_DEPLOYMENT,
     FORECASTING_DEPLOYMENT,
+    TAG,
     Kind,
     lease_name,
     lock_name,
     mission_of_variable,
+    project_tag,
     variable_name,
 )
 from anomaly_times.deployed import DeployedMission, to_value
@@ -41,15 +44,28 @@ from anomaly_times.errors import PrefectError, UsageError
 from anomaly_times.plan import KINDS, FirstRun, Found, PackSchedule, State, Timing
 from anomaly_times.settings import PrefectApi
 
-__all__ = ["DEPLOYMENTS", "BaseDeployment", "EndedRun", "Lock", "PrefectServer", "connect", "is_set"]
+__all__ = [
+    "DEPLOYMENTS",
+    "PAGE",
+    "BaseDeployment",
+    "EndedRun",
+    "Lock",
+    "PrefectServer",
+    "connect",
+    "is_set",
+    "joined",
+    "read_timing",
+]
 
 T = TypeVar("T")
 
 DEPLOYMENTS: Mapping[Kind, str] = {"forecast": FORECASTING_DEPLOYMENT, "detect": DETECTION_DEPLOYMENT}
 
 _URL = "PREFECT_API_URL"
-_PAGE = 200
+PAGE = 200
 """The most that the server gives at once."""
+_READS = 20
+"""Attempts to read a list that changes while it is read."""
 _AT_ONCE = 8
 """Requests at a time: SQLite writes one at a time anyway, and answers "database is locked" under more."""
 _AWAY_FOR, _BUSY_FOR = 5.0, 120.0
@@ -58,6 +74,8 @@ _AWAY_FOR, _BUSY_FOR = 5.0, 120.0
 On SQLite all its writers can block each other, and Prefect lets them wait for a minute before it answers 503.
 """
 _ANSWERS_WITHIN = 90.0
+_SKIPPED = "Skipped"
+"""The state of a run whose work another one does, or did."""
 _BUSY = frozenset({429, 502, 503, 504})
 _HELD_FOR = 60.0
 """Seconds after which a lock that nobody renewed belongs to a process that is gone."""
@@ -85,12 +103,18 @@ class BaseDeployment:
 
 @dataclass(frozen=True)
 class EndedRun:
-    """A flow run that ended: what it was about (a pack, a mission, or its own name), when, and in which state."""
+    """A flow run that ended: what it was about (a pack, a mission, or its own name), when, and in which state.
 
+    `errors` are those of its missions by name, `None` where they are not known: it failed before, or nobody asked.
+    """
+
+    id: str
+    kind: Kind
     about: str
     ended: datetime
     state: str
     message: str = ""
+    errors: Mapping[str, str] | None = None
 
 
 def connect(settings: PrefectApi) -> PrefectServer:
@@ -258,10 +282,14 @@ class PrefectServer:
 
     # -- reading -----------------------------------------------------------------------------------------------
 
-    def read_state(self, project: str) -> State:
-        """All missions by name, whosever they are, and the pack schedules of `project`."""
+    def read_state(self, project: str, names: Iterable[str] = ()) -> State:
+        """The missions of `project` and those called `names`, whosever they are, and the pack schedules of `project`.
+
+        Raises:
+            PrefectError: besides what any method raises, missions came and went while they were read.
+        """
         found = {}
-        for variable in self._variables():
+        for variable in self._variables(project, names):
             if mission_of_variable(variable["name"]):
                 one = Found.of(variable["name"], variable["value"], variable["tags"])
                 found[one.name] = one
@@ -280,17 +308,34 @@ class PrefectServer:
             frozenset(base.kind for base in bases if base.paused),
         )
 
-    def _variables(self) -> Iterator[Mapping[str, Any]]:
-        # By name, so that a Variable that lost its tags, or is somebody else's, is seen before it is in the way.
-        where = {"name": {"like_": "at_"}}
-        total = self._ask("POST", "variables/count", {"variables": where})
-        read = partial(self._page, where)
+    def _variables(self, project: str, names: Iterable[str]) -> Iterator[Mapping[str, Any]]:
+        seen = set()
+        for variable in self._tagged([TAG, project_tag(project)]):
+            seen.add(variable["name"])
+            yield variable
+        # What lost its tags, or is somebody else's, must be seen before it is in the way.
+        missing = sorted({variable_name(name) for name in names} - seen)
+        chunks = [missing[i : i + PAGE] for i in range(0, len(missing), PAGE)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for page in pool.map(read, range(0, total + 1, _PAGE)):
+            for page in pool.map(lambda chunk: self._page({"name": {"any_": chunk}}, 0), chunks):
                 yield from page
 
-    def _page(self, where: Mapping[str, Any], offset: int) -> list[dict[str, Any]]:
-        body = {"variables": where, "limit": _PAGE, "offset": offset, "sort": "NAME_ASC"}
+    def _tagged(self, tags: Sequence[str]) -> list[Mapping[str, Any]]:
+        """All Variables with these tags, none left out however many come and go meanwhile."""
+        where = {"tags": {"all_": list(tags)}}
+        for _ in range(_READS):
+            total = self._ask("POST", "variables/count", {"variables": where})
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                pages = list(pool.map(partial(self._page, where), range(0, max(total, 1), PAGE - 1)))
+            found = joined(pages)
+            if found is not None:
+                return found
+        raise PrefectError(
+            f"the missions on {self.url} change while they are read", hint="wait until another apply has ended"
+        )
+
+    def _page(self, where: Mapping[str, Any], offset: int) -> list[Mapping[str, Any]]:
+        body = {"variables": where, "limit": PAGE, "offset": offset, "sort": "NAME_ASC"}
         return list(self._ask("POST", "variables/filter", body))
 
     def read_mission(self, name: str) -> Found | None:
@@ -320,25 +365,72 @@ class PrefectServer:
                 bases.append(BaseDeployment(kind, answer["id"], bool(answer["paused"]), answer["schedules"], *runs_in))
         return bases
 
-    def ended_runs(self, *, since: datetime | None = None) -> list[EndedRun]:
-        """The newest runs of the base deployments that ended (after `since`), newest first; 200 at most."""
-        bases = [base.id for base in self.base_deployments()]
-        if not bases:
+    def ended_runs(self, *, since: datetime) -> list[EndedRun]:
+        """All runs of the base deployments that ended, not before `since`, newest first."""
+        kinds = {base.id: base.kind for base in self.base_deployments()}
+        found: dict[str, EndedRun] = {}
+        if not kinds:
             return []
-        ended: dict[str, Any] = {"is_null_": False} if since is None else {"after_": since.isoformat()}
+        for offset in itertools.count(0, PAGE):
+            # One that ends meanwhile moves the others back: some come twice, and none is missed.
+            page = self._ended(kinds, {"end_time": {"after_": since.isoformat()}}, limit=PAGE, offset=offset)
+            found |= {run.id: run for run in page}
+            if len(page) < PAGE:
+                break
+        return list(found.values())
+
+    def last_runs(self, project: str, state: State) -> list[EndedRun]:
+        """How the last run of each pack of `project` ended, and the newest of those that were asked for.
+
+        A run that was skipped did nothing, and is none of them. `errors` are known of all that went wrong.
+
+        Args:
+            project: whose.
+            state: of the server, as `read_state` gives it.
+        """
+        kinds = {deployment: kind for kind, deployment in state.deployments.items()}
+        asked = {"tags": {"all_": [TAG, project_tag(project)]}}
+        wanted = [(asked, PAGE), *(({"created_by": {"id_": [schedule.id]}}, 1) for schedule in state.schedules)]
+
+        def read(one: tuple[Mapping[str, Any], int]) -> list[EndedRun]:
+            where = {**one[0], "end_time": {"is_null_": False}, "state": {"name": {"not_any_": [_SKIPPED]}}}
+            return self._ended(kinds, where, limit=one[1])
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            found = {run.id: run for runs in pool.map(read, wanted) for run in runs}
+        errors = self._errors([run.id for run in found.values() if run.state != "Completed"])
+        runs = (replace(run, errors=errors.get(run.id)) for run in found.values())
+        return sorted(runs, key=lambda run: run.ended, reverse=True)
+
+    def _ended(
+        self, kinds: Mapping[str, Kind], where: Mapping[str, Any], *, limit: int, offset: int = 0
+    ) -> list[EndedRun]:
+        """Runs of the deployments in `kinds` that ended, newest first."""
         body = {
             "sort": "END_TIME_DESC",
-            "limit": _PAGE,
-            "deployments": {"id": {"any_": bases}},
-            "flow_runs": {"end_time": ended},
+            "limit": limit,
+            "offset": offset,
+            "flow_runs": {"deployment_id": {"any_": list(kinds)}, **where},
         }
         runs = []
         for run in self._ask("POST", "flow_runs/filter", body):
             given, state = run.get("parameters") or {}, run.get("state") or {}
             about = given.get("pack") or given.get("mission") or given.get("promql") or run["name"]
-            at = datetime.fromisoformat(run["end_time"])
-            runs.append(EndedRun(str(about), at, str(run["state_name"]), state.get("message") or ""))
+            kind, at = kinds[run["deployment_id"]], datetime.fromisoformat(run["end_time"])
+            message = state.get("message") or ""
+            runs.append(EndedRun(run["id"], kind, str(about), at, str(run["state_name"]), message))
         return runs
+
+    def _errors(self, runs: Sequence[str]) -> dict[str, dict[str, str]]:
+        """By run, from the tables that runs leave behind, the errors of missions by name."""
+        errors: dict[str, dict[str, str]] = {}
+        for chunk in (runs[i : i + PAGE] for i in range(0, len(runs), PAGE)):
+            where = {"flow_run_id": {"any_": chunk}, "key": {"any_": [f"{kind}-missions" for kind in KINDS]}}
+            body = {"artifacts": where, "limit": PAGE}
+            for table in self._ask("POST", "artifacts/filter", body):
+                rows = msgspec.json.decode(table["data"])
+                errors[table["flow_run_id"]] = {row["mission"]: row["error"] for row in rows if row.get("error")}
+        return errors
 
     # -- changing ----------------------------------------------------------------------------------------------
 
@@ -539,6 +631,21 @@ class Lock:
                 self._lost = exc.status == 404
             except PrefectError:
                 continue  # away: whoever changes something meanwhile will hear of it
+
+
+def joined(pages: Sequence[Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]] | None:
+    """The Variables of pages of `PAGE` in one order, of which each begins with the last one of the page before.
+
+    `None` where one does not, or the last page is full: something came or went between two reads, and what was on the
+    border of two pages may be in neither. Else every Variable that was there all the time is there, since those on the
+    borders stayed where they were.
+    """
+    found: list[Mapping[str, Any]] = []
+    for page in pages:
+        if found and (not page or page[0]["id"] != found[-1]["id"]):
+            return None
+        found += page[1:] if found else page
+    return found if not pages or len(pages[-1]) < PAGE else None
 
 
 def _now() -> str:

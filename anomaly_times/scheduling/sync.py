@@ -44,7 +44,8 @@ def plan(server: PrefectServer, wanted: Sequence[Mission], *, project: str, now:
     Raises:
         PrefectError, UsageError, MissionError: as `build_plan` and `PrefectServer.read_state`.
     """
-    return build_plan(wanted, server.read_state(project), project=project, now=now, prune=prune)
+    state = server.read_state(project, [mission.name for mission in wanted])
+    return build_plan(wanted, state, project=project, now=now, prune=prune)
 
 
 def apply(

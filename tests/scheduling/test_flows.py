@@ -223,6 +223,30 @@ def test_a_run_that_cannot_work_is_failed_with_a_word(world: World) -> None:
 
 @pytest.mark.servers
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("edit", "word"),
+    [
+        ({"mission": {"name": "flows-other", "promql": "load"}}, "holds the mission 'flows-other'"),
+        ({"paused": {"until": "2099-01-01T00:00:00", "reason": ""}}, "a time without a zone"),
+    ],
+)
+def test_a_variable_edited_by_hand_fails_that_mission_alone(world: World, edit: dict[str, Any], word: str) -> None:
+    place = f"e{len(edit)}{len(word)}"
+    good, bad, fine = (mission(f"flows-{name}-{place}") for name in ("good", "bad", "fine"))
+    forecasts, _ = world.deploy(good, bad, fine, pack=place)
+    path = f"variables/name/{variable_name(bad.name)}"
+    value = world.server._ask("GET", path)["value"]
+    world.server._ask("PATCH", path, {"value": {**value, **edit}})
+    alone = world.run(forecasting, mission=bad.name)
+    assert ended(alone) == ("FAILED", "Failed")
+    assert word in (alone.message or "")
+    state = world.run(forecasting, pack=forecasts)
+    assert ended(state) == ("COMPLETED", "Partial")
+    assert (state.message or "").endswith(f"1 failed: {bad.name}")
+
+
+@pytest.mark.servers
+@pytest.mark.slow
 def test_one_failure_leaves_a_pack_partial_and_half_of_them_fail_it(world: World) -> None:
     good, paused, over, bad = (mission(f"flows-{name}", promql="load") for name in ("good", "paused", "over", "bad"))
     past = datetime.now(UTC) - timedelta(minutes=1)

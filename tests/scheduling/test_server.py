@@ -22,7 +22,7 @@ from anomaly_times.mission import Mission
 from anomaly_times.plan import Plan, Update
 from anomaly_times.scheduling import sync
 from anomaly_times.scheduling.adopt import find_handmade, remove_adopted
-from anomaly_times.scheduling.server import PrefectServer, connect
+from anomaly_times.scheduling.server import PAGE, PrefectServer, connect
 from anomaly_times.settings import PrefectApi, Settings
 from tests import servers
 from tests.prefect_bases import api, base_deployments, schedules
@@ -287,6 +287,69 @@ def test_many_new_missions_share_one_first_forecast(site: Callable[[], Site]) ->
     assert here.first_runs() == [{"pack": f"at:{here.project}:forecast:1h:00"}]
 
 
+def test_missions_are_all_read_while_others_come_and_go(site: Callable[[], Site]) -> None:
+    here = site()
+    missions = [here.mission(f"m{i:03d}") for i in range(420)]
+    # Leases sort before all missions, and each run removes and makes one.
+    passing = [here.mission(f"a{i}") for i in range(3)]
+    here.apply(*missions)
+    over, turns = threading.Event(), [0]
+
+    def churn() -> None:
+        other, packs = PrefectServer(here.url + "/api"), ("at:x:forecast:1h:00", "at:x:detect:1m:00")
+        with other:
+            while not over.is_set():
+                turns[0] += 1
+                for name in (lease_name(f"{here.project}-{turns[0] % 5}"), lock_name(f"{here.project}-x")):
+                    other._ask("POST", "variables/", {"name": name, "value": {}})
+                    other._gone(f"variables/name/{name}")
+                one = DeployedMission(passing[turns[0] % 3], here.project, packs, clock())
+                other.create_mission(one)
+                other.delete_mission(one.mission.name)
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        wanted = {mission.name for mission in missions}
+        lost = [wanted - set(here.server.read_state(here.project).found) for _ in range(8)]
+    finally:
+        over.set()
+        thread.join()
+    assert lost == [set()] * 8
+    assert turns[0] > 5
+
+
+def test_a_list_whose_pages_do_not_join_is_read_again() -> None:
+    rows = [{"id": f"{i:03d}", "name": f"at_{i:03d}"} for i in range(450)]
+    removed: list[int] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        asked = json.loads(request.content)
+        if request.url.path.endswith("count"):
+            return httpx.Response(200, json=len(rows))
+        page = rows[asked["offset"] : asked["offset"] + asked["limit"]]
+        if len(removed) < 4:
+            removed.append(1)
+            del rows[0]  # after a page was read, so that the next begins one too late
+        return httpx.Response(200, json=page)
+
+    with PrefectServer("http://prefect/api", transport=httpx.MockTransport(handle)) as server:
+        assert [row["id"] for row in server._tagged(["x"])] == [f"{i:03d}" for i in range(4, 450)]
+
+
+def test_a_list_that_never_stands_still_is_an_error() -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("count"):
+            return httpx.Response(200, json=10)
+        return httpx.Response(200, json=[{"id": str(i), "name": f"at_{i}"} for i in range(PAGE)])
+
+    with (
+        PrefectServer("http://prefect/api", transport=httpx.MockTransport(handle)) as server,
+        pytest.raises(PrefectError, match="change while they are read"),
+    ):
+        server.read_state("p")
+
+
 def test_two_applies_at_once_do_not_mix(site: Callable[[], Site]) -> None:
     here = site()
     failed: list[BaseException] = []
@@ -429,7 +492,7 @@ def answers(*codes: int) -> Callable[[httpx.Request], httpx.Response]:
 def test_a_busy_server_is_asked_again() -> None:
     handle = answers(503, 503, 429)
     with PrefectServer("http://prefect/api", transport=httpx.MockTransport(handle)) as server:
-        assert list(server._variables()) == []
+        assert server._tagged(["anomaly-times"]) == []
 
 
 @pytest.mark.parametrize("code", [401, 403])
