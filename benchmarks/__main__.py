@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--series N] [--repeat R] [--only read detect …]`: a table, and bench-results/speed.json."""
+"""`python -m benchmarks [--series N] [--missions N] [--only read detect …]`: a table, and bench-results/speed.json."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import speed
+from benchmarks import missions, speed
 from benchmarks.measure import Row
 
 GROUPS = {"startup": speed.startup, "models": speed.models, "read": speed.read, "detect": speed.detect}
+MISSIONS = "missions"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--series", type=int, default=10_000)
     parser.add_argument("--points", type=int, default=2_016)
+    parser.add_argument("--missions", type=int, default=10_000)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--only", nargs="*", choices=list(GROUPS), default=list(GROUPS))
+    parser.add_argument("--only", nargs="*", choices=[*GROUPS, MISSIONS], default=[*GROUPS, MISSIONS])
     parser.add_argument("--json", type=Path, default=Path("bench-results/speed.json"))
     args = parser.parse_args()
 
@@ -33,7 +35,7 @@ def main() -> int:
         try:
             for name in args.only:
                 print(f"# {name}", file=sys.stderr, flush=True)
-                rows += GROUPS[name](work)
+                rows += missions.everything(args.missions, args.repeat) if name == MISSIONS else GROUPS[name](work)
         finally:
             work.stop()
 
@@ -46,6 +48,7 @@ def main() -> int:
                 "at": datetime.now(UTC).isoformat(timespec="seconds"),
                 "series": args.series,
                 "points": args.points,
+                "missions": args.missions,
                 "machine": machine,
                 "packages": packages,
                 "rows": [row.as_dict() for row in rows],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -59,6 +61,24 @@ def in_a_process(job: str, *args: str) -> dict[str, Any]:
         [sys.executable, "-m", "benchmarks.jobs", job, *args], check=True, stdout=subprocess.PIPE, text=True
     )
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process so far, with that of its children that have ended (Linux)."""
+    return sum(map(int, _stat(Path(f"/proc/{pid}/stat"))[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def has_children(pid: int) -> bool:
+    """Whether a process has children that have not ended (Linux)."""
+    return any(fields[1] == str(pid) for path in Path("/proc").glob("[0-9]*/stat") if (fields := _stat(path)))
+
+
+def _stat(path: Path) -> list[str]:
+    """The fields of `/proc/<pid>/stat` from the state on; empty where the process is gone."""
+    try:
+        return path.read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def peak_gb() -> float:

@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,8 +25,11 @@ def environment(home: Path, api_url: str | None = None) -> dict[str, str]:
     }
 
 
-def prefect_server(folder: Path, *, database: str | None = None) -> servers.Server:
-    """A running server; `url` + `/api` is what clients take, `database` an SQLAlchemy URL (SQLite in `folder`)."""
+def prefect_server(folder: Path, *, database: str | None = None, **settings: str) -> servers.Server:
+    """A running server; `url` + `/api` is what clients take, `database` an SQLAlchemy URL (SQLite in `folder`).
+
+    `settings` are further environment variables of it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     port = servers.free_port()
     home = folder / "home"
@@ -49,7 +52,19 @@ def prefect_server(folder: Path, *, database: str | None = None) -> servers.Serv
     if database:
         env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
     url = f"http://127.0.0.1:{port}"
-    return servers.Server("prefect", command, url, "/api/health", folder, env=env, patience=180).start()
+    return servers.Server("prefect", command, url, "/api/health", folder, env=env | settings, patience=180).start()
+
+
+def process_worker(folder: Path, pool: str, env: Mapping[str, str]) -> servers.Server:
+    """A running worker that takes the runs of a pool into processes; its health is on a port of its own."""
+    port = servers.free_port()
+    words = ["-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--with-healthcheck"]
+    health = {"PREFECT_WORKER_WEBSERVER_PORT": str(port), "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1"}
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, *words]
+    return servers.Server(
+        f"worker-{port}", command, url, "/health", folder, env={**env, **health}, patience=120
+    ).start()
 
 
 @contextmanager

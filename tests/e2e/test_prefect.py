@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +29,8 @@ from anomaly_times.stores.http import HttpClient
 from anomaly_times.stores.prometheus import PrometheusStore
 from anomaly_times.stores.samples import Samples
 from tests import servers
-from tests.prefect_server import environment
+from tests.postgres import postgres
+from tests.prefect_server import environment, process_worker
 from tests.prefect_server import prefect_server as start_prefect
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -66,12 +63,8 @@ class World:
         return done.stdout
 
     def worker(self) -> servers.Server:
-        """A worker that takes runs of the pool; its health is on a port of its own."""
-        port = servers.free_port()
-        words = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--with-healthcheck"]
-        env = {**self.env, "PREFECT_WORKER_WEBSERVER_PORT": str(port), "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1"}
-        url = f"http://127.0.0.1:{port}"
-        return servers.Server(f"worker-{port}", words, url, "/health", self.folder, env=env, patience=120).start()
+        """A worker that takes runs of the pool."""
+        return process_worker(self.folder, POOL, self.env)
 
     def ask(self, method: str, path: str, body: object = None) -> Any:
         while True:
@@ -307,43 +300,16 @@ def test_files_become_scores_and_what_changes_in_them_changes_there(world: World
 
 
 @pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[str]:
+def database() -> Iterator[str]:
     """The URL of a database on a PostgreSQL of one's own."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not programs:
-        servers.need("postgres")
-    # Not below pytest's folder, which is for its own user alone.
-    data, port = Path(tempfile.mkdtemp(prefix="postgres-")), servers.free_port()
-    as_user: Sequence[str] = []
-    if os.geteuid() == 0:
-        # It refuses to run as root.
-        user = pwd.getpwnam("postgres")
-        os.chown(data, user.pw_uid, user.pw_gid)
-        as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-    words = [*as_user, str(programs[-1] / "initdb"), "-D", str(data), "-U", "prefect", "-A", "trust", "-N"]
-    subprocess.run(words, check=True, capture_output=True, cwd=data)
-    command = [*as_user, str(programs[-1] / "postgres"), "-D", str(data), "-p", str(port), "-F"]
-    command += ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
-    with (tmp_path / "postgres.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=data)
-    try:
-        ready = [str(programs[-1] / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port), "-U", "prefect"]
-        deadline = time.monotonic() + 60
-        while subprocess.run(ready, check=False).returncode:
-            assert process.poll() is None, (tmp_path / "postgres.log").read_text()
-            assert time.monotonic() < deadline, "PostgreSQL does not come up"
-            time.sleep(0.1)
-        yield f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres"
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(30)
-        shutil.rmtree(data)
+    with postgres() as url:
+        yield url
 
 
 def test_a_pack_runs_where_prefect_has_postgresql(
-    postgres: str, start: Callable[..., servers.Server], tmp_path: Path
+    database: str, start: Callable[..., servers.Server], tmp_path: Path
 ) -> None:
-    prefect = start_prefect(tmp_path / "prefect", database=postgres)
+    prefect = start_prefect(tmp_path / "prefect", database=database)
     try:
         metrics = start(servers.victoria_metrics, "-dedup.minScrapeInterval=1ms")
         load_metrics(metrics)
