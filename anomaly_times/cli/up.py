@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from anomaly_times.cli import options as opt
 from anomaly_times.cli.run import until_signal
 
-__all__ = ["up"]
+if TYPE_CHECKING:
+    from anomaly_times.scheduling.server import EndedRun, PrefectServer
+
+__all__ = ["RunLog", "up"]
 
 _LOOK = 5.0
 """Seconds between two looks at what runs."""
+_LATE = timedelta(minutes=1)
+"""How much later than its end a run may become known: its own process says when that was."""
+
+
+class RunLog:
+    """The runs that end from `since` on, each told once."""
+
+    def __init__(self, server: PrefectServer, *, since: datetime) -> None:
+        self._server = server
+        self._since = self._from = since
+        self._told: frozenset[str] = frozenset()
+
+    def new(self) -> list[EndedRun]:
+        """Those that ended and were not told yet, oldest first.
+
+        Raises:
+            PrefectError: the server is away or busy; the next call tells them.
+        """
+        found = self._server.ended_runs(since=self._from)
+        fresh = [run for run in reversed(found) if run.id not in self._told]
+        self._told = frozenset(run.id for run in found)
+        if found:
+            self._from = max(self._since, found[0].ended - _LATE)
+        return fresh
 
 
 def up(
@@ -46,16 +74,15 @@ def up(
         with stack, PrefectServer(options.api_url) as server:
             if bring_up(stack, options, settings, tell=render.log, stop=stop):
                 render.log("all is up; Ctrl-C stops it")
-            since = opt.utc_now()
+            ended = RunLog(server, since=opt.utc_now())
             while not stop.wait(_LOOK):
                 stack.check()
                 try:
-                    runs = server.ended_runs(since=since)
+                    runs = ended.new()
                 except PrefectError as exc:
                     render.log(exc.message)
                     continue
-                for run in reversed(runs):
+                for run in runs:
                     render.log(f"{run.about}: {run.state}" + (f": {run.message}" if run.message else ""))
-                    since = run.ended
             render.log("stopping; once more ends all at once")
         render.log("stopped")
