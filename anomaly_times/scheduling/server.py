@@ -67,7 +67,11 @@ PAGE = 200
 _READS = 20
 """Attempts to read a list that changes while it is read."""
 _AT_ONCE = 8
-"""Requests at a time: SQLite writes one at a time anyway, and answers "database is locked" under more."""
+"""Reads at a time."""
+_WRITES_AT_ONCE = 2
+"""Changes at a time. The server makes each in one process, so more are not faster, and on SQLite they are far slower:
+with eight, all writers wait for each other until SQLite gives up, a minute each time, and our lock is not renewed.
+"""
 _AWAY_FOR, _BUSY_FOR = 5.0, 120.0
 """Seconds after which a server that does not answer, or that is busy, is given up.
 
@@ -528,7 +532,7 @@ class PrefectServer:
 
         The first error is raised when what had begun has ended; what had not is not begun.
         """
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_WRITES_AT_ONCE) as pool:
             waiting = {pool.submit(function, item): item for item in items}
             try:
                 for future in as_completed(waiting):
