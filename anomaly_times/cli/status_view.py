@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,9 +9,11 @@ from functools import cached_property
 from typing import Any
 
 from anomaly_times.cli.views import JSON_SCHEMA, Cell, stamp
+from anomaly_times.conventions import Kind
 from anomaly_times.deployed import DeployedMission
 from anomaly_times.durations import format_duration
 from anomaly_times.mission import Mission
+from anomaly_times.plan import KINDS
 from anomaly_times.scheduling.health import Health, State
 from anomaly_times.scheduling.server import EndedRun
 
@@ -24,12 +25,11 @@ _REMARKS: Mapping[State, str] = {
     "unscored": "nothing was scored lately",
     "late": "scores are behind",
 }
-_FINE = frozenset({"Completed", "Skipped"})
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """What a Prefect server has of our project: missions, by name the errors of broken ones, newest runs first."""
+    """What a Prefect server has of our project: missions, by name the errors of broken ones, last runs newest first."""
 
     deployed: tuple[DeployedMission, ...]
     broken: Mapping[str, str]
@@ -127,24 +127,27 @@ class StatusView:
         if self.deployed is None:
             return tuple(_Line(one.mission.name, one.state, one, None, _remarks(one)) for one in self.health)
         by_name = {one.mission.name: one for one in self.deployed.deployed}
-        newest: dict[str, EndedRun] = {}
+        newest: dict[tuple[Kind, str], EndedRun] = {}
         for run in self.deployed.runs:
-            newest.setdefault(run.about, run)
+            newest.setdefault((run.kind, run.about), run)
         lines = [self._deployed_line(one, by_name[one.mission.name], newest) for one in self.health]
         lines += [_Line(name, "error", remarks=(error,)) for name, error in self.deployed.broken.items()]
         return tuple(lines)
 
-    def _deployed_line(self, one: Health, deployed: DeployedMission, newest: Mapping[str, EndedRun]) -> _Line:
-        name, pause = one.mission.name, deployed.paused
-        runs = [run for about in (*deployed.packs, name) if (run := newest.get(about))]
+    def _deployed_line(
+        self, one: Health, deployed: DeployedMission, newest: Mapping[tuple[Kind, str], EndedRun]
+    ) -> _Line:
+        name, pause, runs = one.mission.name, deployed.paused, []
+        for kind, pack in zip(KINDS, deployed.packs, strict=True):
+            # Whichever came later, the pack's run or one of the mission alone, says how that kind is now.
+            both = [run for about in (pack, name) if (run := newest.get((kind, about)))]
+            runs += sorted(both, key=lambda run: run.ended)[-1:]
         last = max(runs, key=lambda run: run.ended, default=None)
-        remarks = tuple(
-            f"{run.about} {run.state}: {run.message}" for run in runs if run.state not in _FINE and _concerns(run, name)
-        )
         if pause is not None and (pause.until is None or pause.until > self.now):
             until = f" until {stamp(pause.until)}" if pause.until else ""
             return _Line(name, "paused", one, last, (f"paused{until}{f': {pause.reason}' if pause.reason else ''}",))
-        return _Line(name, one.state, one, last, (*_remarks(one), *remarks))
+        failures = (failure for run in runs if (failure := _failure(run, name)))
+        return _Line(name, one.state, one, last, (*_remarks(one), *failures))
 
 
 def _remarks(health: Health) -> tuple[str, ...]:
@@ -154,9 +157,12 @@ def _remarks(health: Health) -> tuple[str, ...]:
     return (remark,) if remark else ()
 
 
-def _concerns(run: EndedRun, name: str) -> bool:
-    """Whether a run's bad end is about this mission: a run that failed in part names those that did."""
-    return run.state != "Partial" or re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", run.message) is not None
+def _failure(run: EndedRun, name: str) -> str:
+    """What went wrong with this mission in a run; empty where nothing did."""
+    if run.state == "Completed" or (run.errors is not None and name not in run.errors):
+        return ""
+    message = run.message if run.errors is None else run.errors[name]
+    return f"{run.about} {run.state}" + (f": {message}" if message else "")
 
 
 def _iso(at: datetime | None) -> str | None:

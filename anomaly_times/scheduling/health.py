@@ -59,13 +59,20 @@ class Health:
         return "late" if self.lag > allowed else "ok"
 
 
-def read_health(missions: Sequence[Mission], stores: Mapping[str, Store], *, now: datetime) -> list[Health]:
+def read_health(
+    missions: Sequence[Mission],
+    stores: Mapping[str, Store],
+    *,
+    now: datetime,
+    refused: Mapping[str, AnomalyTimesError] | None = None,
+) -> list[Health]:
     """How missions are, in their order; a store that is away is the error of its missions.
 
     Args:
         missions: any number.
         stores: by the source that missions name.
         now: with a time zone.
+        refused: by source, why there is no store of it.
     """
     groups: dict[tuple[str, timedelta, timedelta], list[Mission]] = defaultdict(list)
     for mission in missions:
@@ -73,6 +80,9 @@ def read_health(missions: Sequence[Mission], stores: Mapping[str, Store], *, now
     found: dict[str, Health] = {}
     for (source, _, _), group in groups.items():
         last = group[0].last_time(now)
+        if refused is not None and (error := refused.get(source)) is not None:
+            found |= {mission.name: Health(mission, error=error) for mission in group}
+            continue
         try:
             scored = _scored(group, stores[source], now)
             covered = _covered(group, stores[source], now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import anomaly_times.cli.options
 import anomaly_times.scheduling.server
 from anomaly_times.cli.status_view import Deployed, StatusView
+from anomaly_times.conventions import Kind
 from anomaly_times.deployed import DeployedMission, Pause
 from anomaly_times.errors import StoreUnavailableError
 from anomaly_times.mission import Mission
@@ -153,14 +155,17 @@ def _view() -> StatusView:
         packs = ("at:p:forecast:1h:00", "at:p:detect:10m:00")
         return DeployedMission(mission(name), "p", packs, AT - timedelta(days=9), pause)
 
-    def run(about: str, minutes: int, state: str, message: str = "") -> EndedRun:
-        return EndedRun(about, AT - minutes * MINUTES, state, message)
+    def run(about: str, minutes: int, state: str, message: str = "", errors: dict[str, str] | None = None) -> EndedRun:
+        kind: Kind = "forecast" if "forecast" in about else "detect"
+        return EndedRun(f"{about} {minutes}", kind, about, AT - minutes * MINUTES, state, message, errors)
 
+    some = {"bad": "metrics are away", **{f"m{i}": "metrics are away" for i in range(12)}}
     runs = (
-        run("at:p:detect:10m:00", 1, "Partial", "2 missions scored, 1 failed: bad"),
+        run("at:p:detect:10m:00", 1, "Partial", "2 missions scored, 13 failed: m0, m1 and 11 more", some),
         run("at:p:detect:10m:00", 11, "Failed", "an old story"),
         run("at:p:forecast:1h:00", 30, "Completed"),
-        run("bad-luck", 40, "Crashed", "out of memory"),
+        run("bad-luck", 0, "Crashed", "out of memory"),
+        run("bad", 40, "Failed", "over since"),
     )
     resting = [deployed("resting", Pause(AT + HOUR, "a release")), deployed("rested", Pause(AT - HOUR, "over"))]
     missions = (deployed("bad"), deployed("bad-luck"), *resting)
@@ -178,11 +183,36 @@ def test_what_prefect_knows_stands_beside(capsys: pytest.CaptureFixture[str]) ->
         "broken": "error",
     }
     assert entries["rested"]["last_run"] == {"ended": "2026-03-01T11:59:00Z", "state": "Partial"}
-    # A run that failed in part is told where it failed, and only the newest of each pack counts.
-    assert entries["bad"]["remarks"] == ["at:p:detect:10m:00 Partial: 2 missions scored, 1 failed: bad"]
+    # A run that failed in part is told where it failed, and only the newest of each kind counts.
+    assert entries["bad"]["remarks"] == ["at:p:detect:10m:00 Partial: metrics are away"]
     assert entries["bad-luck"]["remarks"] == ["bad-luck Crashed: out of memory"]
     assert entries["resting"]["remarks"] == ["paused until 2026-03-01 13:00: a release"]
     assert entries["broken"]["remarks"] == ["the Variable at_broken holds no mission"]
+    assert entries["rested"]["remarks"] == []
+
+
+def test_a_run_that_failed_as_a_whole_is_told_at_all_its_missions() -> None:
+    view = _view()
+    assert view.deployed is not None
+    failed = EndedRun("x", "forecast", "at:p:forecast:1h:00", AT, "Failed", "the settings are broken")
+    view = replace(view, deployed=replace(view.deployed, runs=(failed,)))
+    entries = {entry["mission"]: entry for entry in view.document()["missions"]}
+    assert entries["rested"]["remarks"] == ["at:p:forecast:1h:00 Failed: the settings are broken"]
+
+
+@pytest.mark.usefixtures("noon")
+def test_a_mission_of_an_unknown_source_hides_no_other(at: Run, store: MemoryStore) -> None:
+    Path("anomaly-times.yaml").write_text("sources: {main: {url: 'http://metrics:8428'}}\n")
+    Path("missions").mkdir()
+    for name, source in (("fine", ""), ("lost", "gone"), ("lost-too", "gone")):
+        one = mission(name).model_copy(update={"source": source})
+        Path(f"missions/{name}.yaml").write_text(one.model_dump_json(exclude_defaults=True))
+    ran(store, "fine", forecast=HOUR, detect=timedelta(0))
+    result = at("status", "-o", "json")
+    assert result.exit_code == 3, result.stderr
+    found = {one["mission"]: (one["state"], one["remarks"]) for one in json.loads(result.stdout)["missions"]}
+    lost = ("error", ["there is no source 'gone' (known: main)"])
+    assert found == {"fine": ("ok", []), "lost": lost, "lost-too": lost}
 
 
 def test_a_server_that_is_set_and_away_is_an_error(

@@ -79,7 +79,7 @@ def test_a_failed_forecast_is_seen_however_many_detections_ended_since(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "PAGE", 5)
-    runs.end(*runs.scheduled(HOURLY, 1), "FAILED", "Failed", "metrics are away")
+    runs.end(runs.scheduled(HOURLY, 1)[0], "FAILED", "Failed", "metrics are away")
     for run in runs.scheduled(MINUTELY, 12):
         runs.end(run, "COMPLETED", "Completed", "2 missions scored")
     found = runs.last()
