@@ -191,7 +191,7 @@ def model_contract(build: Callable[[], Forecaster], *, rows_independent: bool = 
 
     Args:
         build: makes the model, without arguments.
-        rows_independent: `False` for a model that learns across the rows of a panel.
+        rows_independent: `False` for a model that learns across the rows of a panel (`ModelInfo.pooled`).
     """
     for case in CONTRACT:
         if rows_independent or case is not a_row_alone_is_as_in_a_panel:

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field, validate_call
 
 from anomaly_times.models.profile import Profile
-from anomaly_times.models.season import Cycles, believed, candidate_periods, fit_season
+from anomaly_times.models.remainder import without_seasons
 from anomaly_times.panel import Floats, Panel, Quantiles
 
 __all__ = ["StatsForecast", "ets", "mstl", "theta"]
@@ -65,7 +65,8 @@ class StatsForecast:
         return Quantiles(history.labels, history.grid.following(h), tuple(quantiles), values, notes)
 
     def _one(self, own: Panel, h: int, quantiles: Sequence[float]) -> Floats:
-        rest, profile, ahead, seasons = self._seasons(own, h)
+        parts = without_seasons(own, h, self.season, self.timezone)
+        rest, profile, ahead, seasons = parts.rest[0], parts.profile[0], parts.ahead[0], parts.lengths(0)
         time = np.arange(own.grid.n)
         known = np.isfinite(rest)
         filled = np.interp(time, time[known], rest[known])
@@ -89,19 +90,6 @@ class StatsForecast:
         if not np.isfinite(out).all():
             raise FloatingPointError("the fit gave no finite forecast")
         return np.asarray(out * scale + (center + ahead)[:, None])
-
-    def _seasons(self, own: Panel, h: int) -> tuple[Floats, Floats, Floats, list[int]]:
-        """What is left without the seasons, their profile over the history and ahead, and their lengths in steps."""
-        rest, profile, ahead = own.y, np.zeros(own.grid.n), np.zeros(h)
-        lengths = []
-        for period in candidate_periods(own.grid, self.season):
-            cycles = Cycles.of(own.grid, h, period, self.timezone)
-            season = fit_season(rest, cycles, own.grid.step)
-            if season.n[0] >= 2 and (self.season is not None or believed(season)[0]):
-                part = season.profile[0]
-                rest, profile, ahead = rest - part[cycles.slot], profile + part[cycles.slot], ahead + part[cycles.ahead]
-                lengths.append(round(period / own.grid.step))
-        return rest[0], profile, ahead, lengths
 
     def _model(self, seasons: list[int]) -> Any:
         from statsforecast import models

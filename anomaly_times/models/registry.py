@@ -52,7 +52,9 @@ class ModelInfo:
     extra: str = ""
     """The optional part of the package that it needs, e.g. `nixtla`."""
     slow: bool = False
-    """Fits series by series: calibration then uses few rolling origins."""
+    """Takes seconds rather than milliseconds: calibration then uses few rolling origins."""
+    pooled: bool = False
+    """Learns across the rows of a panel, so that a row's forecast depends on the others."""
     params: dict[str, str] = field(default_factory=dict)
     """Parameters of its own, with what each means."""
 
@@ -63,6 +65,7 @@ Factory = Callable[..., Forecaster]
 _BASELINE = "anomaly_times.models.baseline"
 _PROFILE = "anomaly_times.models.profile"
 _NIXTLA = "anomaly_times.models.nixtla"
+_BOOSTING = "anomaly_times.models.gradient_boosting"
 
 _BUILT_IN: dict[str, tuple[ModelInfo, str]] = {
     info.name: (info, where)
@@ -94,6 +97,25 @@ _BUILT_IN: dict[str, tuple[ModelInfo, str]] = {
             f"{_NIXTLA}:theta",
         ),
         (ModelInfo("mstl", "several seasons by LOESS, the rest by ETS", "nixtla", slow=True), f"{_NIXTLA}:mstl"),
+        (
+            ModelInfo(
+                "lgbm",
+                "gradient-boosted trees over lags, one model for all series",
+                "nixtla",
+                slow=True,
+                pooled=True,
+                params={
+                    "lags": "how many of the newest points it sees one by one; 12 by default",
+                    "trees": "how many; 200 by default",
+                    "leaves": "of a tree, at most; 31 by default",
+                    "learning_rate": "0.05 by default",
+                    "strategy": "direct (a model a step), recursive, or auto: direct up to 6 steps ahead",
+                    "threads": "1 by default",
+                    "seed": "0 by default",
+                },
+            ),
+            f"{_BOOSTING}:lgbm",
+        ),
     ]
 }
 

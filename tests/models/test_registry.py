@@ -43,9 +43,16 @@ def spec(**fields: Any) -> ModelSpec:
     return ModelSpec.model_validate(fields)
 
 
-def test_built_in_models_are_listed_in_order() -> None:
-    assert [info.name for info in list_models()] == ["auto", "seasonal_naive", "profile", "ets", "theta", "mstl"]
-    assert {info.name for info in list_models() if info.slow and info.extra == "nixtla"} == {"ets", "theta", "mstl"}
+def test_built_in_models_are_listed_once_and_the_default_first() -> None:
+    names = [info.name for info in list_models()]
+    assert names[0] == "auto"
+    assert len(names) == len(set(names))
+
+
+def test_what_needs_an_extra_says_so() -> None:
+    nixtla = {"ets", "theta", "mstl", "lgbm"}
+    assert {info.name for info in list_models() if info.extra == "nixtla"} == nixtla
+    assert all(info.slow for info in list_models() if info.name in nixtla)
 
 
 def test_auto_is_profile_for_now() -> None:
