@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from anomaly_times.conventions import Kind, pack_slug
+from anomaly_times.deployed import DeployedMission, Pause
+from anomaly_times.durations import EPOCH
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Grid, Labels
-from anomaly_times.plan import PACK_SIZE, PackSchedule, Timing
+from anomaly_times.plan import KINDS, PACK_SIZE, PackSchedule, Timing
 from anomaly_times.scheduling import sync
 from anomaly_times.scheduling.bases import deploy_bases
 from anomaly_times.scheduling.server import PrefectServer
@@ -36,7 +38,7 @@ SERIES = 10
 """Of each mission."""
 IDLE, WATCHED = 30, 240
 """Seconds for which a server without runs is watched, and one with runs."""
-EMPTY_PACKS = 4
+PACKS = 4
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,18 @@ class Prefect:
         due = datetime.fromisoformat(run["expected_start_time"])
         return Run(due, at["PENDING"], at["RUNNING"], at["COMPLETED"], state["message"] or "")
 
-    def empty_run(self) -> Run:
-        """A detection of a pack that has no missions: everything but the work. A slug of its own knows it again."""
-        slug = pack_slug(PROJECT, "detect", "1m", f"m-empty-{time.monotonic_ns()}")
-        self.ask("POST", f"deployments/{self.ids['detect']}/create_flow_run", {"parameters": {"pack": slug}})
-        return self.ended("detect", slug, count=1, within=120)[0]
+    def rest(self, place: str) -> str:
+        """A detect pack whose one mission is paused, by its slug: its runs do everything but the work."""
+        forecast, detect = (pack_slug(PROJECT, kind, "1m", place) for kind in KINDS)
+        resting = mission(0).model_copy(update={"name": f"resting-{place}"})
+        self.api.create_mission(DeployedMission(resting, PROJECT, (forecast, detect), EPOCH, Pause()))
+        return detect
+
+    def idle_run(self) -> Run:
+        """A run that does nothing, at once."""
+        pack = self.rest(f"{time.monotonic_ns()}")
+        self.ask("POST", f"deployments/{self.ids['detect']}/create_flow_run", {"parameters": {"pack": pack}})
+        return self.ended("detect", pack, count=1, within=120)[0]
 
     def settle(self) -> None:
         """Wait until the processes of the runs that ended have ended too."""
@@ -204,8 +213,8 @@ def _watch(world: Prefect, missions: Sequence[Mission], repeat: int) -> list[Row
     rows = [Row(f"forecast run of a pack, {size}, a day of minutes", "s", (forecast.inside,), forecast.stored)]
 
     runs: list[Run] = []
-    empty: list[Run] = []
-    cpu, cpu_empty = [], []
+    idle: list[Run] = []
+    cpu, cpu_idle = [], []
     world.settle()
     # The first run that finds forecasts has points to catch up with; each later one has a new one.
     while len(runs) < repeat + 1:
@@ -219,14 +228,14 @@ def _watch(world: Prefect, missions: Sequence[Mission], repeat: int) -> list[Row
         runs.append(run)
         world.settle()
         between = cpu_seconds(world.worker.process.pid)
-        empty.append(world.empty_run())
+        idle.append(world.idle_run())
         world.settle()
         cpu.append(between - before)
-        cpu_empty.append(cpu_seconds(world.worker.process.pid) - between)
+        cpu_idle.append(cpu_seconds(world.worker.process.pid) - between)
     first, *warm = runs
-    prefects = float(np.median([run.inside for run in empty]))
+    prefects = float(np.median([run.inside for run in idle]))
     passes = tuple(run.inside - prefects for run in warm)
-    overhead = tuple(run.started + run.inside for run in empty)
+    overhead = tuple(run.started + run.inside for run in idle)
     return [
         *rows,
         Row(
@@ -236,25 +245,30 @@ def _watch(world: Prefect, missions: Sequence[Mission], repeat: int) -> list[Row
             f"{warm[-1].stored}; the first one {first.late:.1f} s, {first.stored}",
             "< 60 s",
         ),
-        Row("… the pass itself, with the missions read from Prefect", "s", passes, "without what an empty pack takes"),
+        Row(
+            "… the pass itself, with the missions read from Prefect",
+            "s",
+            passes,
+            "without what a pack takes whose missions rest",
+        ),
         Row(
             "… Prefect's part, most of it ahead of the slot",
             "s",
             overhead,
-            f"an empty pack: process and imports {np.median([run.started for run in empty]):.1f} s, "
+            f"a pack that rests: process and imports {np.median([run.started for run in idle]):.1f} s, "
             f"API {prefects:.1f} s",
         ),
         Row(
             "… processor time of worker and run",
             "s",
             tuple(cpu[1:]),
-            f"an empty pack {np.median(cpu_empty):.1f} s",
+            f"of a pack that rests {np.median(cpu_idle):.1f} s",
         ),
     ]
 
 
 def an_hour(missions: int) -> list[Row]:
-    """What runs cost Prefect whatever they do: measured on scheduled runs of empty packs, and counted up to an hour."""
+    """What runs cost Prefect whatever they do: measured on scheduled runs of packs that rest."""
     packs = -(-missions // PACK_SIZE)
     hourly = packs * 60 + packs
     with tempfile.TemporaryDirectory() as temp, prefect(Path(temp) / "prefect") as world:
@@ -265,9 +279,9 @@ def an_hour(missions: int) -> list[Row]:
             cpu_seconds(each.process.pid) - start
             for each, start in zip((world.server, world.worker), before, strict=True)
         ]
-        slugs = [pack_slug(PROJECT, "detect", "1m", f"{i:02}") for i in range(EMPTY_PACKS)]
+        slugs = [world.rest(f"{i:02}") for i in range(PACKS)]
         for i, slug in enumerate(slugs):
-            timing = Timing(MINUTE, MINUTE * i / EMPTY_PACKS)
+            timing = Timing(MINUTE, MINUTE * i / PACKS)
             schedule = PackSchedule(slug, "detect", timing, parameters={"pack": slug})
             world.api.create_schedule(world.ids["detect"], schedule)
         for slug in slugs:
@@ -283,7 +297,7 @@ def an_hour(missions: int) -> list[Row]:
     a_run = sum(grown.values()) / runs
     most = sorted(((count / runs, table) for table, count in grown.items() if count), reverse=True)
     tables = ", ".join(f"{table} {count:.3g}" for count, table in most[:6])
-    counted = f"{hourly:,} runs × what {runs} scheduled runs of empty packs took"
+    counted = f"{hourly:,} runs × what {runs} scheduled runs of packs that rest took"
     return [
         Row(
             f"runs an hour for {missions:,} missions",
