@@ -1,8 +1,9 @@
 """Mission files: YAML in, missions and problems out.
 
 A file holds one mission a document, or `missions:` with `defaults:`. A `defaults.yaml` beside it goes for every file of
-its folder. `for_each:` makes many missions of one template. All problems of all files are collected, each with its
-file, line and field; a mission with a problem is left out.
+its folder. `for_each:` makes many missions of one template. All problems of all files are collected, each with the
+file, line and field where it was written, so that a mistake in defaults is told once; a mission with a problem is left
+out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import glob, has_magic
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,14 @@ from anomaly_times.mission import Mission
 from anomaly_times.problems import Problem, Where
 from anomaly_times.yamlfile import MAX_BYTES, Document, YamlError, read_documents
 
-__all__ = ["DEFAULTS_FILE", "LoadedMission", "Loading", "load_missions", "mission_files"]
+__all__ = ["DEFAULTS_FILE", "Layer", "LoadedMission", "Loading", "dump_mission", "load_missions", "mission_files"]
 
 DEFAULTS_FILE = "defaults.yaml"
 """What goes for every mission file of its folder."""
 MAX_EACH = 10_000
 """Missions that one template may make."""
+MAX_MISSIONS = 50_000
+"""Missions that all files of a load may make: an alias repeats a list of values at no cost."""
 
 _EACH = re.compile(r"\$\{each(?:\.([A-Za-z_][A-Za-z0-9_]*))?\}")
 _SUFFIXES = (".yaml", ".yml")
@@ -37,20 +41,40 @@ _TOO_SHORT_TO_GUESS = 0.6
 
 
 @dataclass(frozen=True)
+class Layer:
+    """Fields of a mission as one place gives them: itself, its file's `defaults:`, or a folder's `defaults.yaml`.
+
+    `path` leads to `data` in its document.
+    """
+
+    data: Mapping[str, Any]
+    file: str
+    document: Document
+    path: tuple[str | int, ...] = ()
+
+    def where(self, path: tuple[str | int, ...] = ()) -> Where:
+        """The place of a field here, or of the nearest thing around it."""
+        return Where(self.file, self.document.line_of((*self.path, *path)), ".".join(str(part) for part in path))
+
+
+@dataclass(frozen=True)
 class LoadedMission:
-    """A mission and where it was written."""
+    """A mission and where it was written: `layers` are what it was merged from, its own fields first."""
 
     mission: Mission
     file: str
     line: int
-    lines: Mapping[tuple[str | int, ...], int] = field(default_factory=dict, repr=False)
+    layers: tuple[Layer, ...] = field(default=(), repr=False)
 
     def where(self, *path: str | int) -> Where:
-        """The place of a field (`where("forecast", "every")`), or of the mission where a default gave it."""
-        known = path
-        while known and known not in self.lines:
-            known = known[:-1]
-        return Where(self.file, self.lines.get(known, self.line), ".".join(str(part) for part in path))
+        """The place where a field (`where("forecast", "every")`) was written; where none was, that of the mission."""
+        if not self.layers:
+            return Where(self.file, self.line, ".".join(str(part) for part in path))
+        return _origin(self.layers, path).where(path)
+
+    def inherits(self, *path: str | int) -> bool:
+        """Whether a field stands in defaults, and not in the mission itself."""
+        return bool(self.layers) and _origin(self.layers, path) is not self.layers[0]
 
 
 @dataclass(frozen=True)
@@ -70,19 +94,19 @@ def load_missions(paths: Sequence[str | Path]) -> Loading:
     """
     missions: list[LoadedMission] = []
     problems: list[Problem] = []
-    defaults: dict[Path, Mapping[str, Any]] = {}
     files = mission_files(paths)
-    for file in files:
-        folder = file.parent
-        if folder not in defaults:
-            defaults[folder] = _folder_defaults(folder, problems)
-        for document in _documents(file, problems):
-            for draft in _drafts(document, str(file), defaults[folder], problems):
-                loaded = _mission(draft, problems)
-                if loaded is not None:
-                    missions.append(loaded)
+    for n, draft in enumerate(_all_drafts(files, problems)):
+        if n == MAX_MISSIONS:
+            problems.append(
+                Problem("file/too-many", "error", draft.where(), f"the files make more than {MAX_MISSIONS:,} missions")
+            )
+            break
+        loaded = _mission(draft, problems)
+        if loaded is not None:
+            missions.append(loaded)
     problems += _twice(missions)
-    return Loading(tuple(missions), tuple(problems), tuple(str(file) for file in files))
+    # What is wrong in defaults is found again with every mission.
+    return Loading(tuple(missions), tuple(dict.fromkeys(problems)), tuple(str(file) for file in files))
 
 
 def mission_files(paths: Sequence[str | Path]) -> list[Path]:
@@ -140,37 +164,66 @@ def _documents(file: Path, problems: list[Problem]) -> list[Document]:
     return []
 
 
-def _folder_defaults(folder: Path, problems: list[Problem]) -> Mapping[str, Any]:
+def _folder_defaults(folder: Path, problems: list[Problem]) -> tuple[Layer, ...]:
+    """The layer that lies below all files of a folder; none where it has no defaults, or broken ones."""
     file = folder / DEFAULTS_FILE
-    if not file.exists():
-        return {}
-    documents = _documents(file, problems)
+    documents = _documents(file, problems) if file.exists() else []
     if not documents:
-        return {}
+        return ()
     if len(documents) > 1 or not isinstance(documents[0].data, dict):
         problems.append(
             Problem(
                 "file/shape", "error", Where(str(file), 1), "must be one mapping of mission fields", "e.g. step: 1m"
             )
         )
-        return {}
-    return dict(documents[0].data)
+        return ()
+    return (Layer(documents[0].data, str(file), documents[0]),)
 
 
 @dataclass(frozen=True)
 class _Draft:
-    """The fields of one mission before they are checked: `path` leads to it in its document."""
+    """The fields of one mission before they are checked, and the layers that they come from."""
 
     data: Mapping[str, Any]
-    file: str
-    document: Document
-    path: tuple[str | int, ...]
+    layers: tuple[Layer, ...]
+
+    @classmethod
+    def of(cls, *layers: Layer) -> _Draft:
+        """The fields of `layers`, of which the first are the nearest."""
+        data: dict[str, Any] = {}
+        for layer in reversed(layers):
+            data = _over(data, layer.data)
+        return cls(data, layers)
 
     def where(self, path: tuple[str | int, ...] = ()) -> Where:
-        return Where(self.file, self.document.line_of((*self.path, *path)), ".".join(str(part) for part in path))
+        return _origin(self.layers, path).where(path)
 
 
-def _drafts(document: Document, file: str, defaults: Mapping[str, Any], problems: list[Problem]) -> Iterator[_Draft]:
+def _origin(layers: tuple[Layer, ...], path: tuple[str | int, ...]) -> Layer:
+    """The layer that gives the field at `path` of what `layers` make together; the first where none does."""
+    there: list[tuple[Layer, Any]] = [(layer, layer.data) for layer in layers]
+    for key in path:
+        there = [(layer, value[key]) for layer, value in there if key in value]
+        if not there:
+            break
+        # Mappings are merged, down to the first that is none; what is no mapping replaces all below it.
+        if not isinstance(there[0][1], dict):
+            return there[0][0]
+        there = list(takewhile(lambda each: isinstance(each[1], dict), there))
+    return there[0][0] if there else layers[0]
+
+
+def _all_drafts(files: Iterable[Path], problems: list[Problem]) -> Iterator[_Draft]:
+    defaults: dict[Path, tuple[Layer, ...]] = {}
+    for file in files:
+        folder = file.parent
+        if folder not in defaults:
+            defaults[folder] = _folder_defaults(folder, problems)
+        for document in _documents(file, problems):
+            yield from _drafts(document, str(file), defaults[folder], problems)
+
+
+def _drafts(document: Document, file: str, defaults: tuple[Layer, ...], problems: list[Problem]) -> Iterator[_Draft]:
     """The missions of a document, with the defaults of folder and file below their own fields."""
     data = document.data
     if data is None:
@@ -179,7 +232,7 @@ def _drafts(document: Document, file: str, defaults: Mapping[str, Any], problems
         problems.append(_shape(file, document.line, "must be a mission: a mapping with `name` and `promql`"))
         return
     if "missions" not in data:
-        yield from _each(_Draft(_merged(defaults, data), file, document, ()), problems)
+        yield from _each(_Draft.of(Layer(data, file, document), *defaults), problems)
         return
     extra = sorted(set(data) - {"missions", "defaults"})
     if extra:
@@ -192,17 +245,28 @@ def _drafts(document: Document, file: str, defaults: Mapping[str, Any], problems
     if not isinstance(own, dict):
         problems.append(_shape(file, document.line_of(("defaults",)), "`defaults:` must be a mapping"))
         return
-    base = _merged(defaults, own)
+    below = (Layer(own, file, document, ("defaults",)), *defaults)
     for i, fields in enumerate(data["missions"]):
         path = ("missions", i)
         if isinstance(fields, dict):
-            yield from _each(_Draft(_merged(base, fields), file, document, path), problems)
+            yield from _each(_Draft.of(Layer(fields, file, document, path), *below), problems)
         else:
             problems.append(_shape(file, document.line_of(path), "each of `missions:` must be a mapping"))
 
 
 def _shape(file: str, line: int, message: str) -> Problem:
     return Problem("file/shape", "error", Where(file, line), message)
+
+
+def _over(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields `own` over those of `base`; a `cron` replaces an `every` and the other way round."""
+    out = _merged(base, own)
+    for part in ("forecast", "detect"):
+        mine = own.get(part)
+        given = [key for key in ("every", "cron") if isinstance(mine, dict) and mine.get(key) is not None]
+        if len(given) == 1:
+            out[part] = {key: value for key, value in out[part].items() if key in given or key not in ("every", "cron")}
+    return out
 
 
 def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,7 +301,7 @@ def _each(draft: _Draft, problems: list[Problem]) -> Iterator[_Draft]:
                 )
             )
             return
-        yield _Draft(filled, draft.file, draft.document, draft.path)
+        yield _Draft(filled, draft.layers)
 
 
 def _filled(template: Any, value: Any) -> Any:
@@ -270,9 +334,8 @@ def _mission(draft: _Draft, problems: list[Problem]) -> LoadedMission | None:
         name = draft.data.get("name")
         problems += _schema_problems(exc, draft, name if isinstance(name, str) else "")
         return None
-    depth = len(draft.path)
-    lines = {path[depth:]: line for path, line in draft.document.lines.items() if path[:depth] == draft.path and path}
-    return LoadedMission(mission, draft.file, draft.document.line_of(draft.path), lines)
+    own = draft.layers[0]
+    return LoadedMission(mission, own.file, own.where().line, draft.layers)
 
 
 def _schema_problems(exc: ValidationError, draft: _Draft, name: str) -> Iterator[Problem]:
@@ -287,7 +350,8 @@ def _schema_problems(exc: ValidationError, draft: _Draft, name: str) -> Iterator
             code, message = "mission/missing-field", f"`{path[-1]}` is missing"
         else:
             code = "mission/invalid-value"
-        yield Problem(code, "error", draft.where(path), message, hint, name)
+        inherited = _origin(draft.layers, path) is not draft.layers[0]
+        yield Problem(code, "error", draft.where(path), message, hint, "" if inherited else name)
 
 
 def _fields(path: tuple[str | int, ...]) -> list[str]:

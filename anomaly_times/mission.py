@@ -124,11 +124,28 @@ class Exclusion(_Spec):
 Cron = Annotated[str, AfterValidator(normal_cron)]
 
 
-class Forecasting(_Spec):
+class _Cadence(_Spec):
+    """When something is done: `every` so long, or by a cron line."""
+
+    every: Duration
+    cron: Cron | None = Field(default=None, description="five fields, in the mission's `timezone`; instead of `every`")
+
+    @property
+    def period(self) -> timedelta:
+        """`every`, or the longest pause of `cron`: how long what was done must last."""
+        return longest_pause(self.cron) if self.cron else self.every
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.cron and "every" in self.model_fields_set:
+            raise ValueError("`every` and `cron` say two things: keep one of them")
+        return self
+
+
+class Forecasting(_Cadence):
     """How history becomes a forecast."""
 
     every: Duration = Field(default=parse_duration("1h"), description="how often a forecast is made")
-    cron: Cron | None = Field(default=None, description="five fields, in the mission's `timezone`; instead of `every`")
     lookback: Duration = Field(default=parse_duration("14d"), description="how much history a forecast reads")
     horizon: Duration | None = Field(default=None, description="how far it reaches; twice `every` by default")
     model: Annotated[ModelSpec, BeforeValidator(_model)] = Field(
@@ -138,17 +155,11 @@ class Forecasting(_Spec):
     interval_scale: ScalePair = Field(default=(1.0, 1.0), description="widens the bounds: [below, above], or one")
     exclude: tuple[Exclusion, ...] = Field(default=(), description="stretches of history not to learn from")
 
-    @property
-    def period(self) -> timedelta:
-        """`every`, or the longest pause of `cron`: how long a forecast must last."""
-        return longest_pause(self.cron) if self.cron else self.every
 
-
-class Detect(_Spec):
+class Detect(_Cadence):
     """How new points are held against the forecast."""
 
     every: Duration = Field(default=parse_duration("1m"), description="how often new points are scored")
-    cron: Cron | None = Field(default=None, description="five fields, in the mission's `timezone`; instead of `every`")
     direction: Direction = Field(default="both", description="the side of the forecast that counts as anomalous")
     min_deviation: SidePair = Field(default=(0.0, 0.0), description="smaller deviations score 0: [below, above]")
     min_relative_deviation: RatioPair = Field(default=(0.0, 0.0), description="the same, as a share of the forecast")
@@ -156,11 +167,6 @@ class Detect(_Spec):
     out_of_range_score: float = Field(default=1.01, ge=0, le=1000, description="score of a value that cannot be")
     missing: Missing = Field(default="ignore", description="what an expected point that is not there means")
     catch_up: Duration = Field(default=parse_duration("1h"), description="how far back a late detection goes")
-
-    @property
-    def period(self) -> timedelta:
-        """`every`, or the longest pause of `cron`."""
-        return longest_pause(self.cron) if self.cron else self.every
 
     @field_validator("valid_range")
     @classmethod

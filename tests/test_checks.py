@@ -293,6 +293,21 @@ def test_problems_carry_their_line_and_come_in_the_order_of_the_file(tmp_path: P
     ]
 
 
+def test_what_is_wrong_in_defaults_is_told_once_and_there(tmp_path: Path) -> None:
+    (tmp_path / "defaults.yaml").write_text("forecast:\n  model: nosuch\n")
+    (tmp_path / "m.yaml").write_text(
+        "missions:\n- {name: a, promql: m}\n- {name: b, promql: m}\n"
+        "- {name: c, promql: m, silence: [{code: model/invalid, reason: a plugin}]}\n"
+        "- {name: d, promql: m, forecast: {model: other}}\n"
+    )
+    report = check_missions(load_missions([tmp_path]), now=NOW)
+    assert [(Path(p.where.file).name, p.where.line, p.code, p.mission) for p in report.problems] == [
+        ("defaults.yaml", 2, "model/invalid", ""),
+        ("m.yaml", 5, "model/invalid", "d"),
+    ]
+    assert [each.problem.mission for each in report.silenced] == ["c"]
+
+
 def test_a_thousand_missions_are_validated_offline_in_two_seconds(tmp_path: Path) -> None:
     (tmp_path / "many.yaml").write_text(
         "missions:\n"

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from anomaly_times import loading as loading_module
 from anomaly_times.errors import UsageError
 from anomaly_times.loading import Loading, load_missions
 
@@ -149,3 +151,80 @@ def test_paths_that_are_not_there_are_refused(folder: Path) -> None:
 def test_broken_defaults_are_a_problem_of_their_own_file(folder: Path) -> None:
     loading = load(folder, defaults="- 1\n", a="name: a\npromql: up\n")
     assert told(loading) == [("defaults.yaml:1", "", "file/shape")]
+
+
+def test_a_mistake_in_defaults_is_told_once_and_where_it_is(folder: Path) -> None:
+    loading = load(
+        folder,
+        defaults="step: 5m\nforecast:\n  level: 200\n",
+        a="name: a\npromql: up\nforecast: {every: 2h}\n",
+        b="defaults:\n  colour: red\n  detect: {direction: up}\n"
+        "missions:\n- {name: c, promql: x}\n- {name: d, promql: y}\n- {name: e, promql: z, forecast: {level: 300}}\n",
+    )
+    assert loading.missions == ()
+    assert sorted((*told, p.mission) for told, p in zip(told(loading), loading.problems, strict=True)) == [
+        ("b.yaml:2", "colour", "mission/unknown-field", ""),
+        ("b.yaml:3", "detect.direction", "mission/invalid-value", ""),
+        ("b.yaml:7", "forecast.level", "mission/invalid-value", "e"),
+        ("defaults.yaml:3", "forecast.level", "mission/invalid-value", ""),
+    ]
+
+
+def test_a_place_is_where_the_field_was_written(folder: Path) -> None:
+    loading = load(
+        folder,
+        defaults="forecast:\n  every: 1h\n  lookback: 7d\nsilence:\n- {code: a, reason: b}\n- {code: c, reason: d}\n",
+        m="defaults:\n  forecast: {every: 2h}\n"
+        "missions:\n- name: m\n  promql: up\n  forecast:\n    horizon: 4h\n"
+        "- name: n\n  promql: up\n  silence: [{code: e, reason: f}]\n",
+    )
+    m, n = loading.missions
+    places = [
+        (m, ("forecast", "horizon"), "m.yaml:7", False),
+        (m, ("forecast", "every"), "m.yaml:2", True),
+        (m, ("forecast", "lookback"), "defaults.yaml:3", True),
+        (m, ("forecast", "level"), "m.yaml:6", False),
+        (m, ("silence", 1), "defaults.yaml:6", True),
+        (m, ("step",), "m.yaml:4", False),
+        (m, (), "m.yaml:4", False),
+        (n, ("forecast", "horizon"), "m.yaml:8", False),
+        (n, ("silence", 0, "code"), "m.yaml:10", False),
+    ]
+    for loaded, path, place, inherited in places:
+        assert (str(loaded.where(*path)), loaded.inherits(*path)) == (place, inherited), path
+
+
+def test_a_cadence_of_a_mission_stands_for_that_of_its_defaults(folder: Path) -> None:
+    loading = load(
+        folder,
+        defaults="forecast: {every: 2h}\ndetect: {cron: 0 * * * *}\n",
+        a="name: a\npromql: up\nforecast: {cron: 0 */6 * * *}\ndetect: {every: 5m}\n",
+        b="name: b\npromql: up\nforecast: {every: 3h, cron: 0 */6 * * *}\n",
+    )
+    (a,) = loading.missions
+    assert (a.mission.forecast.period, a.mission.detect.period) == (timedelta(hours=6), timedelta(minutes=5))
+    assert told(loading) == [("b.yaml:3", "forecast", "mission/invalid-value")]
+    assert "two things" in loading.problems[0].message
+
+
+MANY = {
+    "list": "missions:\n" + "".join(f"- name: m-{i}\n  promql: up\n  step: 1m\n" for i in range(4000)),
+    "for_each": "name: m-${each}\npromql: up\nfor_each: [" + ", ".join(str(i) for i in range(4000)) + "]\n",
+}
+
+
+@pytest.mark.parametrize("text", MANY.values(), ids=MANY)
+def test_the_time_to_load_grows_with_the_missions_and_not_with_their_square(folder: Path, text: str) -> None:
+    Path("many.yaml").write_text(text)
+    before = time.process_time()
+    assert len(load_missions(["many.yaml"]).missions) == 4000
+    assert time.process_time() - before < 2
+
+
+def test_a_small_file_cannot_make_missions_without_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading_module, "MAX_MISSIONS", 25)
+    values = "&v [" + ", ".join(str(i) for i in range(10)) + "]"
+    templates = "".join(f"- {{name: 'm{k}-${{each}}', promql: up, for_each: *v}}\n" for k in range(40))
+    loading = load(folder, bomb=f"defaults: {{for_each: {values}}}\nmissions:\n{templates}")
+    assert len(loading.missions) == 25
+    assert told(loading) == [("bomb.yaml:5", "", "file/too-many")]

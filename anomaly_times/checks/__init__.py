@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from anomaly_times.checks import live, offline
@@ -99,9 +99,10 @@ def check_missions(
         for each in CHECKS.values():
             for problem in each.problems(subject):
                 if problem.code in reasons:
-                    silenced.append(Silenced(problem, reasons[problem.code]))
+                    silenced.append(Silenced(replace(problem, mission=name), reasons[problem.code]))
                 else:
                     problems.append(problem)
+    problems = list(dict.fromkeys(problems))
     problems.sort(key=lambda problem: (problem.where.file, problem.where.line, -_RANK[problem.severity]))
     return Report(len(subjects), tuple(problems), tuple(silenced), costs, unchecked)
 

@@ -20,6 +20,7 @@ LOADING = (
     "file/unreadable",
     "file/shape",
     "file/for-each",
+    "file/too-many",
     "mission/unknown-field",
     "mission/missing-field",
     "mission/invalid-value",
@@ -81,12 +82,17 @@ class Check:
     run: Run
 
     def problems(self, subject: Subject) -> Iterator[Problem]:
-        """What the check finds, in its place in the file."""
+        """What the check finds, in its place in the file.
+
+        What stands in defaults is as wrong for all missions that take it over, and so a problem of none, unless it is
+        the data of each that was looked at.
+        """
         if self.live and subject.evidence is None:
             return
         for field, message, hint in self.run(subject):
-            where = subject.loaded.where(*field)
-            yield Problem(self.code, self.severity, where, message, hint, subject.mission.name)
+            shared = not self.live and subject.loaded.inherits(*field)
+            name = "" if shared else subject.mission.name
+            yield Problem(self.code, self.severity, subject.loaded.where(*field), message, hint, name)
 
 
 CHECKS: dict[str, Check] = {}
