@@ -226,17 +226,20 @@ def delete(
     settings, server = _connect()
     with server:
         found = sync.our_mission(server, name, project=settings.project)
-        if purge_series and found.deployed is None:
-            raise UsageError(
-                f"{found.error}: so where its series are is not known", hint="delete it without --purge-series"
-            )
+        source = None
+        if purge_series:
+            if found.deployed is None:
+                raise UsageError(
+                    f"{found.error}: so where its series are is not known", hint="delete it without --purge-series"
+                )
+            _, source = settings.named_source(found.deployed.mission.source)
         if not yes:
             ask(f"Delete {name}" + (", and everything stored for it?" if purge_series else "?"))
+        if source is not None:
+            # First, for without the mission nobody could say a second time where its series are.
+            render.say(f"deleted {purge_results(source, name)} from {source}")
         sync.delete(server, name, project=settings.project)
     render.say(f"deleted {name}")
-    if purge_series and found.deployed is not None:
-        _, source = settings.named_source(found.deployed.mission.source)
-        render.say(f"deleted {purge_results(source, name)} from {source}")
 
 
 def adopt(

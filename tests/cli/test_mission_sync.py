@@ -240,6 +240,31 @@ def test_purging_removes_the_series_of_that_mission_alone(
 
 
 @pytest.mark.servers
+def test_where_series_cannot_be_purged_the_mission_stays_so_that_it_can_be_repeated(
+    project: servers.Server, vm_server: servers.Server, at: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit("name: cli-a", "name: cli-a\nsource: main")
+    monkeypatch.setenv("AT_SOURCES__MAIN__URL", f"http://127.0.0.1:{servers.free_port()}")
+    at("mission", "apply", "--yes")
+    command = ("mission", "delete", "cli-a", "--purge-series", "--yes")
+
+    def deployed() -> bool:
+        return at("mission", "show", "cli-a").exit_code == 0
+
+    away = at(*command)
+    assert (away.exit_code, away.stdout, deployed()) == (4, "", True)
+    monkeypatch.delenv("AT_SOURCES__MAIN__URL")
+    unknown = at(*command)
+    assert (unknown.exit_code, unknown.stdout, deployed()) == (2, "", True)
+    assert "there is no source 'main'" in unknown.stderr
+    monkeypatch.setenv("AT_SOURCES__MAIN__URL", vm_server.url)
+    done = at(*command)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "deleted cli-a"
+    assert not deployed()
+
+
+@pytest.mark.servers
 def test_a_name_of_another_project_makes_plan_fail(
     project: servers.Server, at: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
