@@ -557,6 +557,58 @@ def test_what_others_did_on_main_meanwhile_is_no_change_of_ours(repository: Path
     assert names_changed() == ["a"]
 
 
+def test_defaults_that_were_moved_change_the_folder_that_they_left(repository: Path) -> None:
+    (repository / "x/defaults.yaml").write_text("step: 5m\n")
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "two")
+    (repository / "y").mkdir()
+    git(repository, "mv", "x/defaults.yaml", "y/defaults.yaml")
+    assert names_changed() == ["c", "d"]
+
+
+def test_a_mistake_in_unchanged_defaults_shows_with_what_changed_beside_them(repository: Path) -> None:
+    (repository / "x/defaults.yaml").write_text("step: soon\n")
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "two")
+    loading = only_changed(load_missions(["."]), changed_files("main"))
+    assert loading.problems == ()
+    (repository / "x/c.yaml").write_text("name: c\npromql: changed\n")
+    loading = only_changed(load_missions(["."]), changed_files("main"))
+    assert [str(problem.where) for problem in loading.problems] == ["x/defaults.yaml:1"]
+
+
+def test_what_git_does_not_know_is_looked_at(repository: Path) -> None:
+    (repository / ".gitignore").write_text("ignored.yaml\n")
+    (repository / "ignored.yaml").write_text("name: ignored\npromql: m\n")
+    git(repository, "init", "-q", "inner")
+    (repository / "inner/i.yaml").write_text("name: inner\npromql: m\n")
+    git(repository / "inner", "add", ".")
+    git(repository / "inner", "commit", "-qm", "one")
+    assert names_changed() == ["ignored", "inner"]
+
+
+def test_a_link_that_leads_elsewhere_is_a_change(repository: Path) -> None:
+    for name in ("one", "two"):
+        (repository / f"{name}.txt").write_text(f"name: {name}\npromql: m\n")
+    link = repository / "link.yaml"
+    link.symlink_to("one.txt")
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "two")
+    assert names_changed() == []
+    link.unlink()
+    link.symlink_to("two.txt")
+    assert names_changed() == ["two"]
+
+
+def test_files_outside_the_repository_are_wrong_usage(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "e.yaml"
+    elsewhere.write_text("name: e\npromql: 'sum('\n")
+    with pytest.raises(UsageError, match=r"e\.yaml is not in"):
+        only_changed(load_missions([".", elsewhere]), changed_files("main"))
+
+
 @pytest.mark.parametrize("revision", ["nonsense", "--output=x", ""])
 def test_an_unknown_revision_is_wrong_usage(repository: Path, revision: str) -> None:
     with pytest.raises(UsageError):
