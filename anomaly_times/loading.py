@@ -11,20 +11,19 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import glob, has_magic
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from anomaly_times.errors import UsageError, in_our_words
 from anomaly_times.mission import Mission
 from anomaly_times.problems import Problem, Where
-from anomaly_times.yamlfile import MAX_BYTES, Document, YamlError, read_documents
+from anomaly_times.yamlfile import MAX_BYTES, Document, YamlError, dump_document, read_documents
 
 __all__ = ["DEFAULTS_FILE", "Layer", "LoadedMission", "Loading", "dump_mission", "load_missions", "mission_files"]
 
@@ -105,6 +104,7 @@ def load_missions(paths: Sequence[str | Path]) -> Loading:
         if loaded is not None:
             missions.append(loaded)
     problems += _twice(missions)
+    problems += _without_missions(paths, {loaded.file for loaded in missions}, {p.where.file for p in problems})
     # What is wrong in defaults is found again with every mission.
     return Loading(tuple(missions), tuple(dict.fromkeys(problems)), tuple(str(file) for file in files))
 
@@ -115,7 +115,11 @@ def mission_files(paths: Sequence[str | Path]) -> list[Path]:
     Raises:
         UsageError: a path that is not there, or a glob that matches nothing.
     """
-    return list(_files(paths))
+    seen: dict[Path, Path] = {}
+    for given in paths:
+        for file in _files(given):
+            seen.setdefault(file.resolve(), file)
+    return list(seen.values())
 
 
 def dump_mission(mission: Mission) -> str:
@@ -124,28 +128,36 @@ def dump_mission(mission: Mission) -> str:
     if "valid_range" in data.get("detect", {}):
         # JSON has no infinity; YAML does.
         data["detect"]["valid_range"] = [float(bound) for bound in data["detect"]["valid_range"]]
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+    return dump_document(data)
 
 
-def _files(paths: Sequence[str | Path]) -> Iterator[Path]:
-    seen: set[Path] = set()
+def _files(given: str | Path) -> list[Path]:
+    """The mission files that one path stands for."""
+    path = Path(given)
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and not _hidden(p.relative_to(path)))
+    elif path.exists():
+        found = [path]
+    elif has_magic(str(given)):
+        # Path.glob takes no absolute pattern.
+        found = sorted(Path(name) for name in glob(str(given), recursive=True) if Path(name).is_file())  # noqa: PTH207
+        if not found:
+            raise UsageError(f"{given} matches no file")
+    else:
+        raise UsageError(f"there is no file or folder {given}", hint="name mission files, folders or globs")
+    return [file for file in found if file.name != DEFAULTS_FILE]
+
+
+def _without_missions(
+    paths: Iterable[str | Path], loaded: Collection[str], broken: Collection[str]
+) -> Iterator[Problem]:
+    """A mistyped folder must not look like one in which all is well."""
+    there = {Path(file).resolve() for file in (*loaded, *broken)}
     for given in paths:
-        path = Path(given)
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and not _hidden(p.relative_to(path)))
-        elif path.exists():
-            found = [path]
-        elif has_magic(str(given)):
-            # Path.glob takes no absolute pattern.
-            found = sorted(Path(name) for name in glob(str(given), recursive=True) if Path(name).is_file())  # noqa: PTH207
-            if not found:
-                raise UsageError(f"{given} matches no file")
-        else:
-            raise UsageError(f"there is no file or folder {given}", hint="name mission files, folders or globs")
-        for file in found:
-            if file.name != DEFAULTS_FILE and file.resolve() not in seen:
-                seen.add(file.resolve())
-                yield file
+        # Who names the changed files one by one may well name that of the defaults.
+        if Path(given).name != DEFAULTS_FILE and not any(file.resolve() in there for file in _files(given)):
+            hint = "is it the right one? `at mission init` writes a first mission"
+            yield Problem("file/no-mission", "error", Where(str(given)), f"there is no mission in {given}", hint)
 
 
 def _hidden(path: Path) -> bool:
@@ -350,6 +362,8 @@ def _schema_problems(exc: ValidationError, draft: _Draft, name: str) -> Iterator
             code, message = "mission/missing-field", f"`{path[-1]}` is missing"
         else:
             code = "mission/invalid-value"
+            # Several fields may share a line: `must be less than 100` needs a subject.
+            message = f"{'.'.join(map(str, path))}: {message}" if path else message
         inherited = _origin(draft.layers, path) is not draft.layers[0]
         yield Problem(code, "error", draft.where(path), message, hint, "" if inherited else name)
 

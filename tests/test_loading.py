@@ -134,6 +134,26 @@ def test_a_template_that_cannot_be_filled_is_a_problem(folder: Path, text: str, 
     assert words in problem.message
 
 
+def test_a_wrong_value_is_told_with_its_field(folder: Path) -> None:
+    loading = load(folder, a="name: a\npromql: up\nforecast: {every: 90, lookback: -1d, level: 101}\n")
+    assert [problem.message.partition(":")[0] for problem in loading.problems] == [
+        "forecast.every",
+        "forecast.lookback",
+        "forecast.level",
+    ]
+    assert loading.problems[2].message == "forecast.level: must be less than 100"
+
+
+def test_a_path_without_a_mission_is_a_problem(folder: Path) -> None:
+    load(folder, a="name: a\npromql: up\n", empty="# later\n", broken="name: [\n", sub__defaults="step: 5m\n")
+    assert load_missions(["a.yaml", "sub/defaults.yaml", "."]).problems == load_missions(["broken.yaml"]).problems
+    for nothing in ("empty.yaml", "sub", "emp*.yaml"):
+        loading = load_missions(["a.yaml", nothing])
+        (problem,) = loading.problems
+        assert (problem.code, str(problem.where)) == ("file/no-mission", nothing)
+        assert [loaded.mission.name for loaded in loading.missions] == ["a"]
+
+
 def test_files_folders_and_globs_name_each_file_once(folder: Path) -> None:
     load(folder, a="name: a\npromql: up\n", sub__b="name: b\npromql: up\n")
     Path(".hidden").mkdir()

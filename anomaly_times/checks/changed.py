@@ -62,7 +62,7 @@ def only_changed(loading: Loading, changes: Changes) -> Loading:
     """What is left of `loading` without the files that did not change; a changed `defaults.yaml` changes its folder.
 
     A name that is taken twice stays a problem wherever it shows, for the other file may be the one that changed; so
-    does a mistake in defaults that a changed file takes over.
+    does a mistake in defaults that a changed file takes over, and a path that leads to no mission at all.
 
     Raises:
         UsageError: a file outside the working tree.
@@ -73,7 +73,7 @@ def only_changed(loading: Loading, changes: Changes) -> Loading:
 
     def shows(problem: Problem) -> bool:
         file = problem.where.file
-        return problem.code == "mission/name-taken" or files.get(file, Path(file).parent in folders)
+        return problem.code in ("mission/name-taken", "file/no-mission") or files.get(file, Path(file).parent in folders)
 
     return replace(
         loading,

@@ -21,6 +21,7 @@ LOADING = (
     "file/shape",
     "file/for-each",
     "file/too-many",
+    "file/no-mission",
     "mission/unknown-field",
     "mission/missing-field",
     "mission/invalid-value",

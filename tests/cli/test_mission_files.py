@@ -50,6 +50,13 @@ def test_validate_without_missions_is_wrong_usage(at: Run) -> None:
     assert "there is no missions/" in result.stderr
 
 
+def test_a_folder_without_missions_does_not_pass_for_one_that_is_well(at: Run) -> None:
+    write(good=GOOD)
+    Path("mission").mkdir()
+    result = at("mission", "validate", "--offline", "mission")
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (3, "mission error file/no-mission")
+
+
 @pytest.mark.parametrize(
     ("files", "options", "code"),
     [
