@@ -109,7 +109,9 @@ def prefect(folder: Path, *, on_postgres: bool) -> Iterator[Server]:
     from tests.prefect_server import prefect_server
 
     with postgres() if on_postgres else nullcontext() as database:
-        server = prefect_server(folder, database=database)
+        # The tests plan runs more often than Prefect does by itself.
+        settings = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "60"}
+        server = prefect_server(folder, database=database, **settings)
         try:
             base_deployments(server.url)
             yield server

@@ -6,7 +6,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -133,10 +133,14 @@ class Prefect:
             time.sleep(0.1)
 
     def rows(self) -> dict[str, int]:
-        """How many rows each table of the database has."""
-        with sqlite3.connect(f"file:{self.folder / 'home' / 'prefect.db'}?mode=ro", uri=True) as database:
+        """How many rows each table of the database has, and in `""` how many runs have ended."""
+        with closing(sqlite3.connect(f"file:{self.folder / 'home' / 'prefect.db'}?mode=ro", uri=True)) as database:
+
+            def count(what: str) -> int:
+                return int(database.execute(f"select count(*) from {what}").fetchone()[0])
+
             tables = [name for (name,) in database.execute("select name from sqlite_master where type = 'table'")]
-            return {name: database.execute(f'select count(*) from "{name}"').fetchone()[0] for name in tables}
+            return {"": count("flow_run where end_time is not null")} | {name: count(f'"{name}"') for name in tables}
 
 
 @contextmanager
@@ -290,8 +294,7 @@ def an_hour(missions: int) -> list[Row]:
         time.sleep(WATCHED)
         end, after = world.rows(), [cpu_seconds(world.server.process.pid), cpu_seconds(world.worker.process.pid)]
     grown = {table: end[table] - start.get(table, 0) for table in end}
-    # Runs are planned an hour ahead, so as many came in as ended.
-    runs = grown["flow_run"]
+    runs = grown.pop("")
     rate = WATCHED / IDLE
     server, worker = ((b - a - rate * i) / runs for a, b, i in zip(spent, after, idle, strict=True))
     a_run = sum(grown.values()) / runs

@@ -19,7 +19,7 @@ def api(url: str, method: str, path: str, body: object = None) -> Any:
     )
     for attempt in range(20):
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=90) as answer:
                 raw = answer.read()
             return json.loads(raw) if raw else None
         except urllib.error.HTTPError as exc:
