@@ -64,6 +64,7 @@ Factory = Callable[..., Forecaster]
 
 _BASELINE = "anomaly_times.models.baseline"
 _PROFILE = "anomaly_times.models.profile"
+_MIX = "anomaly_times.models.seasonmix"
 _NIXTLA = "anomaly_times.models.nixtla"
 _BOOSTING = "anomaly_times.models.gradient_boosting"
 
@@ -76,6 +77,7 @@ _BUILT_IN: dict[str, tuple[ModelInfo, str]] = {
             ModelInfo("profile", "robust profile of hour, day and week, corrected by recent errors"),
             f"{_PROFILE}:Profile",
         ),
+        (ModelInfo("seasonmix", "a small network that mixes seasonal forecasts; trained before"), f"{_MIX}:SeasonMix"),
         (
             ModelInfo(
                 "ets",

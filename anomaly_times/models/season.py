@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, lru_cache
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -35,6 +36,7 @@ __all__ = [
     "nan_median",
     "rows_by_length",
     "smoothed",
+    "sorted_planes",
 ]
 
 HOUR, DAY, WEEK = timedelta(hours=1), timedelta(days=1), timedelta(weeks=1)
@@ -195,7 +197,7 @@ def middle_mean(folded: Floats, lacking: int = 0) -> tuple[Floats, Floats]:
     n = folded.shape[1]
     first = (n + 1) // 4
     if n <= MOST_CYCLES and folded.shape[2] > _FEW_SLOTS:
-        ordered = _ordered([folded[:, i] for i in range(n)])
+        ordered = sorted_planes([folded[:, i] for i in range(n)])
         middle = sum(ordered[first + 1 : n - first], start=ordered[first]) / (n - 2 * first)
     else:
         middle = np.sort(folded, axis=1)[:, first : n - first].mean(axis=1)
@@ -215,7 +217,7 @@ def middle_mean(folded: Floats, lacking: int = 0) -> tuple[Floats, Floats]:
     return middle, count
 
 
-def _ordered(planes: list[Floats]) -> list[Floats]:
+def sorted_planes(planes: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
     """Arrays of one shape sorted against each other element by element; a NaN makes its element NaN in all of them.
 
     Batcher's odd-even merge sort (1968): comparing whole arrays is several times faster than sorting across them.
