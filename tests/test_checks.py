@@ -72,6 +72,7 @@ TRIGGERS: dict[str, tuple[dict[str, Any], Evidence | None]] = {
     "forecast/too-far-ahead": ({"write": "ahead", "forecast": {"every": "1d"}}, None),
     "forecast/season": ({"season": "1w", "forecast": {"lookback": "13d"}}, None),
     "detect/cadence": ({"step": "5m"}, None),
+    "mission/too-often": ({"detect": {"every": "1ms"}}, None),
     "labels/clash": ({"promql": "sum by (team) (m)", "labels": {"team": "a"}}, None),
     "model/invalid": ({"forecast": {"model": {"type": "profile", "nonsense": 1}}}, None),
     "model/not-installed": ({"forecast": {"model": "ets"}}, None),
@@ -233,6 +234,25 @@ def test_a_server_that_takes_a_query_has_the_last_word() -> None:
 def test_a_forecast_must_last_until_the_next_one_is_seen(horizon: str, holes: bool) -> None:
     fields = {"step": "30s", "forecast": {"every": "1h", "horizon": horizon}}
     assert ("forecast/horizon-holes" in found(fields)) is holes
+
+
+def test_a_forecast_reaches_as_far_as_its_last_whole_step() -> None:
+    fields = {"step": "50m", "forecast": {"every": "1h", "horizon": "95m"}}
+    message = found(fields)["forecast/horizon-holes"]
+    assert "reaches 50m" in message
+    assert "must last 1h1m30s" in message
+    assert "forecast/horizon-holes" not in found({"step": "50m", "forecast": {"every": "1h", "horizon": "100m"}})
+
+
+def test_a_weekend_counts_however_many_slots_come_before_it() -> None:
+    fields = {"forecast": {"cron": "* 8-20 * * 1-5", "horizon": "1d"}}
+    assert "must last 2d11h2m30s" in found(fields)["forecast/horizon-holes"]
+
+
+@pytest.mark.parametrize(("every", "too_often"), [("999ms", True), ("1s", False)])
+def test_nothing_is_done_more_than_once_a_second(every: str, too_often: bool) -> None:
+    for fields in ({"detect": {"every": every}}, {"forecast": {"every": every, "horizon": "2h"}}):
+        assert ("mission/too-often" in found(fields)) is too_often
 
 
 def test_a_cron_counts_by_its_longest_pause() -> None:

@@ -19,6 +19,8 @@ __all__ = ["COUNTER_SUFFIXES", "counts_only"]
 
 COUNTER_SUFFIXES = ("_total", "_count", "_sum", "_bucket")
 
+_SOONEST = timedelta(seconds=1)
+
 # What turns a counter into something that can be forecast, or does not look at its value.
 _TAKES_COUNTERS = frozenset(
     ("rate", "irate", "increase", "resets", "changes", "delta", "idelta", "deriv", "timestamp")
@@ -81,10 +83,12 @@ def horizon_holes(subject: Subject) -> Iterator[Found]:
     """A forecast that ends before the next one is there."""
     mission = subject.mission
     needed = mission.forecast.period + mission.detect.period + mission.offset
-    if mission.horizon < needed:
+    reach = mission.h * mission.step
+    if reach < needed:
+        whole = f", in whole steps of {format_duration(mission.step)}," if reach < mission.horizon else ""
         yield Found(
             ("forecast", "horizon" if mission.forecast.horizon else "every"),
-            f"the forecast reaches {format_duration(mission.horizon)} and must last {format_duration(needed)}, until "
+            f"the forecast reaches {format_duration(reach)}{whole} and must last {format_duration(needed)}, until "
             "the next one is made and a detection sees it: points in between get no score",
             f"a horizon of {format_duration(_rounded_up(needed, mission.step))} has no holes (forecast every + detect "
             "every + offset)",
@@ -158,6 +162,19 @@ def cadence(subject: Subject) -> Iterator[Found]:
             f"a point every {format_duration(mission.step)}",
             f"detect every {format_duration(mission.step)}",
         )
+
+
+@check("mission/too-often", "error")
+def too_often(subject: Subject) -> Iterator[Found]:
+    """Forecasts or detections more than once a second, which no scheduler keeps up with."""
+    mission = subject.mission
+    for part, every in (("forecast", mission.forecast.every), ("detect", mission.detect.every)):
+        if every < _SOONEST:
+            yield Found(
+                (part, "every"),
+                f"every {format_duration(every)} is more often than any scheduler keeps up with",
+                f"take {format_duration(_SOONEST)} or more; what comes late is caught up with",
+            )
 
 
 @check("labels/clash", "warning")
