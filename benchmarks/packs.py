@@ -84,8 +84,8 @@ class Prefect:
         """The answer of its API."""
         return api(self.server.url, method, path, body)
 
-    def ended(self, kind: Kind, pack: str, *, count: int, within: float) -> list[Run]:
-        """The last `count` runs of a pack, once that many have ended, oldest first."""
+    def ended(self, kind: Kind, pack: str = "", *, count: int, within: float) -> list[Run]:
+        """The last `count` runs of a pack, or of any, once that many have ended, oldest first."""
         known: dict[str, Run] = {}
         deadline = time.monotonic() + within
         asked = {
@@ -96,12 +96,12 @@ class Prefect:
         }
         while time.monotonic() < deadline:
             for run in self.ask("POST", "flow_runs/filter", asked):
-                if run["id"] not in known and (run["parameters"] or {}).get("pack") == pack:
+                if run["id"] not in known and pack in ("", run["parameters"].get("pack")):
                     known[run["id"]] = self._run(run)
             if len(known) >= count:
                 return sorted(known.values(), key=lambda run: run.due)[-count:]
             time.sleep(0.5)
-        raise RuntimeError(f"{len(known)} of {count} runs of {pack} ended:\n{self.worker.log[-3000:]}")
+        raise RuntimeError(f"{len(known)} of {count} runs of {pack or kind} ended:\n{self.worker.log[-3000:]}")
 
     def _run(self, run: Mapping[str, Any]) -> Run:
         state = run["state"]
@@ -211,8 +211,8 @@ def one_pack(count: int, repeat: int) -> list[Row]:
 
 def _watch(world: Prefect, missions: Sequence[Mission], repeat: int) -> list[Row]:
     sync.apply(world.api, missions, project=PROJECT, clock=lambda: datetime.now(UTC))
-    forecast_pack, detect_pack = pack_slug(PROJECT, "forecast", "1h", "00"), pack_slug(PROJECT, "detect", "1m", "00")
-    forecast = world.ended("forecast", forecast_pack, count=1, within=600)[0]
+    detect_pack = pack_slug(PROJECT, "detect", "1m", "00")
+    forecast = world.ended("forecast", count=1, within=600)[0]
     size = f"{len(missions)} missions × {SERIES} series"
     rows = [Row(f"forecast run of a pack, {size}, a day of minutes", "s", (forecast.inside,), forecast.stored)]
 
