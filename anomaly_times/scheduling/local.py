@@ -287,7 +287,7 @@ class Runner:
         due: dict[datetime, list[str]] = {}
         for name in (*new, *changed):
             wait = timedelta(0)
-            if name in changed or name in restarted:
+            if name in changed or self._since.get(name, EPOCH) >= now:
                 # Not before there is a new cutoff: a forecast of the last one may be stored already, as it was.
                 mission, since = self._missions[name], max(now, self._since.get(name, now))
                 wait = first_cutoff(mission, since) + mission.offset - now
