@@ -219,6 +219,8 @@ def test_schedules_by_hand_and_packs_run_beside_each_other_and_survive_deploys(
     world.command("prefect", "--no-prompt", "deploy", "--all", WORK_POOL_NAME=POOL)
     assert world.schedules() == before
 
+    for deployment, schedule in before:
+        world.ask("DELETE", f"deployments/{world.id_of(deployment)}/schedules/{schedule['id']}")
     # A worker that is away for longer than three cadences leaves no hole.
     worker.stop()
     time.sleep(20)
