@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["Document", "YamlError", "read_documents"]
+__all__ = ["Document", "YamlError", "dump_document", "read_documents"]
 
 MAX_BYTES = 4_000_000
 MAX_DEPTH = 32
@@ -23,6 +23,8 @@ MAX_NODES = 400_000
 
 _INT = re.compile(r"[-+]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_BREAKS = frozenset("\x85\u2028\u2029")
+"""Line breaks of YAML 1.1 that PyYAML writes as they are."""
 _SPECIAL: Mapping[str, Any] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -91,6 +93,25 @@ def read_documents(raw: bytes) -> list[Document]:
     except yaml.reader.ReaderError as exc:
         line = text.count("\n", 0, exc.position) + 1 if isinstance(exc.position, int) else 1
         raise YamlError(f"no valid YAML: {exc.reason}", line) from exc
+
+
+def dump_document(data: Mapping[str, Any]) -> str:
+    """A document from which `read_documents` gets `data` again: plain data, with text as keys."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what would be read as something else here: PyYAML knows the numbers of YAML 1.1, where `1e5` is text."""
+
+    def _text(self, text: str) -> yaml.ScalarNode:
+        style = None if isinstance(_scalar(text), str) else "'"
+        if _BREAKS & set(text):
+            # Between single quotes these would be folded into spaces; between double quotes they are escaped.
+            style = '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper._text)
 
 
 def _trees(text: str) -> Iterator[_Node]:

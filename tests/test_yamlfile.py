@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomaly_times.yamlfile import MAX_BYTES, YamlError, read_documents
+from anomaly_times.yamlfile import MAX_BYTES, YamlError, dump_document, read_documents
 
 
 def test_every_value_has_its_line() -> None:
@@ -111,3 +111,24 @@ def test_no_bytes_crash_it(raw: bytes) -> None:
     else:
         line = 1
     assert line >= 1
+
+
+_TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.from_regex(
+    r"[-+0-9._eE:x~]{1,12}|null|True|no|<<|\.inf|\.NaN", fullmatch=True
+)
+_SCALARS = st.none() | st.booleans() | st.integers(-(10**18) + 1, 10**18 - 1) | st.floats(allow_nan=False) | _TEXT
+_KEYS = _TEXT.filter(lambda key: key != "<<")
+_DATA = st.dictionaries(
+    _KEYS,
+    st.recursive(
+        _SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=3), max_leaves=8
+    ),
+    max_size=4,
+)
+
+
+@given(_DATA)
+def test_what_is_dumped_is_read_again_as_it_was(data: dict[str, object]) -> None:
+    (document,) = read_documents(dump_document(data).encode())
+    assert document.data == data
+    assert [type(value) for value in document.data.values()] == [type(value) for value in data.values()]
