@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["adopt", "apply", "delete", "list_", "pause", "plan", "pull", "resume", "run", "show"]
 
 EXIT_REFUSED = 3
+_NAMED = 5
+"""Files that a message names, at most."""
 EXIT_CHANGES = 6
 """Of `plan --detailed-exitcode`."""
 
@@ -280,6 +282,7 @@ def pull(
         Path | None,
         typer.Option("--out", metavar="FOLDER", help="Write a file a mission into this folder.", show_default=False),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over files that are there already.")] = False,
 ) -> None:
     """Print deployed missions as YAML, or write them as files.
 
@@ -294,11 +297,38 @@ def pull(
     if out is None:
         _print_missions(missions, None)
     else:
-        for mission in missions:
-            _print_missions([mission], out / f"{mission.name}.yaml")
+        files = _files_to_pull(missions, out, force=force)
+        for mission, file in zip(missions, files, strict=True):
+            _print_missions([mission], file, force=force)
         render.say(f"wrote {len(missions):,} files into {out}")
     for broken in (one for one in found if one.deployed is None):
         render.note(f"{broken.name} is left out: {broken.error}")
+
+
+def _files_to_pull(missions: Sequence[Mission], out: Path, *, force: bool) -> list[Path]:
+    """A file for each mission, from which it is loaded again as it is.
+
+    Raises:
+        UsageError: one is there already, or the defaults of the folder would change what is loaded.
+    """
+    from anomaly_times.loading import DEFAULTS_FILE
+
+    files = [out / f"{mission.name}.yaml" for mission in missions]
+    elsewhere = "pull into another folder, or print the missions, without --out"
+    if out / DEFAULTS_FILE in files:
+        raise UsageError(
+            f"the file of a mission called like {DEFAULTS_FILE} would be taken for defaults", hint=elsewhere
+        )
+    if (out / DEFAULTS_FILE).exists():
+        raise UsageError(f"{out / DEFAULTS_FILE} would be added to what each mission says", hint=elsewhere)
+    there = [str(file) for file in files if file.exists()]
+    if there and not force:
+        named = ", ".join(there[:_NAMED]) + (f" and {len(there) - _NAMED} more" if len(there) > _NAMED else "")
+        raise UsageError(
+            f"{named}: there already, so nothing is written",
+            hint="pull into another folder, or write over them with --force",
+        )
+    return files
 
 
 def _connect() -> tuple[Settings, PrefectServer]:
@@ -339,19 +369,22 @@ def _saved_plan(files: Sequence[Path] | None) -> SavedPlan | None:
         raise UsageError(f"{files[0]} cannot be read: {exc.strerror}") from exc
 
 
-def _print_missions(missions: Sequence[Mission], out: Path | None) -> None:
+def _print_missions(missions: Sequence[Mission], out: Path | None, *, force: bool = False) -> None:
     from anomaly_times.loading import dump_mission
 
     text = "---\n".join(dump_mission(mission) for mission in missions)
     if out is None:
         sys.stdout.write(text)
     elif missions:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _write(out, text.encode())
+        _write(out, text.encode(), over=force)
 
 
-def _write(file: Path, body: bytes) -> None:
+def _write(file: Path, body: bytes, *, over: bool = True) -> None:
     try:
-        file.write_bytes(body)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("wb" if over else "xb") as out:
+            out.write(body)
+    except FileExistsError as exc:
+        raise UsageError(f"{exc.filename} is there already, and is not touched", hint="name another one") from exc
     except OSError as exc:
         raise UsageError(f"{file} cannot be written: {exc.strerror}") from exc

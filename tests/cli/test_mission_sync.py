@@ -200,6 +200,49 @@ def test_pull_writes_files_that_change_nothing_when_applied(project: servers.Ser
 
 
 @pytest.mark.servers
+def test_pull_writes_over_no_file_unless_it_is_told_to(project: servers.Server, at: Run) -> None:
+    at("mission", "apply", "--yes")
+    Path("pulled").mkdir()
+    Path("pulled/cli-b.yaml").write_text("# by hand")
+    refused = at("mission", "pull", "--out", "pulled")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "pulled/cli-b.yaml: there already, so nothing is written" in refused.stderr
+    assert [path.read_text() for path in Path("pulled").iterdir()] == ["# by hand"]
+    assert "wrote 2 files" in at("mission", "pull", "--out", "pulled", "--force").stdout
+    assert "level: 99" in Path("pulled/cli-b.yaml").read_text()
+    Path("pulled/defaults.yaml").write_text("step: 5m\n")
+    for force in ([], ["--force"]):
+        refused = at("mission", "pull", "--out", "pulled", *force)
+        assert refused.exit_code == 2
+        assert "pulled/defaults.yaml would be added to what each mission says" in refused.stderr
+    taken = at("mission", "pull", "--out", "pulled/cli-b.yaml")
+    assert (taken.exit_code, taken.stdout) == (2, "")
+    assert "pulled/cli-b.yaml" in taken.stderr
+
+
+@pytest.mark.servers
+def test_names_and_labels_that_look_like_numbers_are_pulled_as_they_are(project: servers.Server, at: Run) -> None:
+    Path("missions/ours.yaml").write_text(
+        "\n---\n".join(f"name: '{name}'\npromql: up\nlabels: {{zone: '1e5'}}" for name in ("1e5", "089", "null"))
+    )
+    applied = at("mission", "apply", "--yes")
+    assert applied.exit_code == 0, applied.stderr
+    at("mission", "pull", "--out", "pulled")
+    plan = at("mission", "plan", "pulled", "--prune", "--detailed-exitcode")
+    assert plan.exit_code == 0, plan.stderr
+
+
+@pytest.mark.servers
+def test_a_mission_called_defaults_is_not_pulled_into_the_file_of_defaults(project: servers.Server, at: Run) -> None:
+    Path("missions/ours.yaml").write_text("name: defaults\npromql: up\n")
+    at("mission", "apply", "--yes")
+    refused = at("mission", "pull", "--out", "pulled")
+    assert (refused.exit_code, Path("pulled").exists()) == (2, False)
+    assert "would be taken for defaults" in refused.stderr
+    assert "name: defaults" in at("mission", "pull").stdout
+
+
+@pytest.mark.servers
 def test_adopt_writes_a_file_and_removes_schedules_only_when_they_are_deployed(
     project: servers.Server, at: Run
 ) -> None:
