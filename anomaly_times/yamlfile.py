@@ -67,7 +67,8 @@ class _Node:
     keys: dict[str, int] = field(default_factory=dict)  # the line of each key of a mapping
     size: int = 1
     depth: int = 0  # how many lists and mappings lie in each other, itself the first
-    text: str = ""  # a scalar as it is written
+    text: str = ""  # a scalar as it is written, less its quotes
+    plain: bool = False  # a scalar without quotes
 
 
 def read_documents(raw: bytes) -> list[Document]:
@@ -117,7 +118,7 @@ _Dumper.add_representer(str, _Dumper._text)
 def _trees(text: str) -> Iterator[_Node]:
     """The root node of each document, built from events without recursion."""
     stack: list[_Node] = []
-    pending: list[tuple[str, int] | None] = []  # the key that waits for its value, per open mapping
+    pending: list[_Node | None] = []  # the key that waits for its value, per open mapping
     anchors: dict[str, _Node] = {}
     open_anchors: list[str | None] = []
 
@@ -143,14 +144,13 @@ def _trees(text: str) -> Iterator[_Node]:
             if (first := parent.keys.get(node.text)) is not None:
                 raise YamlError(f"the key {node.text!r} stands twice, first in line {first}", node.line)
             parent.keys[node.text] = node.line
-            pending[-1] = (node.text, node.line)
+            pending[-1] = node
             return None
-        name, line = key
         pending[-1] = None
-        if name == "<<":
+        if key.plain and key.text == "<<":
             _merge(parent, node)
         else:
-            parent.value[name] = replace(node, line=line)
+            parent.value[key.text] = replace(node, line=key.line)
         return None
 
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
@@ -165,8 +165,9 @@ def _trees(text: str) -> Iterator[_Node]:
             root = place(replace(known, line=line))
         elif isinstance(event, yaml.ScalarEvent):
             _refuse_tag(event, line)
-            value = _scalar(event.value) if event.implicit[0] else event.value
-            node = _Node(line, value, text=event.value)
+            plain = event.implicit[0]
+            value = _scalar(event.value) if plain else event.value
+            node = _Node(line, value, text=event.value, plain=plain)
             if event.anchor:
                 anchors[event.anchor] = node
             root = place(node)

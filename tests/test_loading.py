@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import tempfile
 import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from anomaly_times import loading as loading_module
 from anomaly_times.errors import UsageError
-from anomaly_times.loading import Loading, load_missions
+from anomaly_times.loading import Loading, dump_mission, load_missions
+from anomaly_times.mission import Mission
 
 
 @pytest.fixture
@@ -248,3 +252,48 @@ def test_a_small_file_cannot_make_missions_without_end(folder: Path, monkeypatch
     loading = load(folder, bomb=f"defaults: {{for_each: {values}}}\nmissions:\n{templates}")
     assert len(loading.missions) == 25
     assert told(loading) == [("bomb.yaml:5", "", "file/too-many")]
+
+
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
+    ["1e5", "089", ".5", "null", "true", "no", "<<", "${each}", "a: b", "# x", " x ", "2026-01-01", "~", "1_000"]
+)
+_PLAIN = st.none() | st.booleans() | st.integers(-(10**17), 10**17) | st.floats(allow_nan=False, allow_infinity=False)
+_NAMES = st.sampled_from(["1e5", "089", "0", "1-2", "null", "a"])
+_FIELDS = st.fixed_dictionaries(
+    {"name": _NAMES, "promql": _TEXT.filter(bool)},
+    optional={
+        "description": _TEXT,
+        "labels": st.dictionaries(st.sampled_from(["zone", "team"]), _TEXT),
+        "season": st.sampled_from(["none", "auto", ["1d", "1w"]]),
+        "forecast": st.fixed_dictionaries(
+            {},
+            optional={
+                "model": st.dictionaries(st.sampled_from(["lags", "<<", "1e5"]), _PLAIN | _TEXT | st.lists(_TEXT)).map(
+                    lambda params: {"type": "m", **params}
+                ),
+                "cron": st.just("0 0 * * *"),
+                "exclude": st.just([{"start": "2026-03-01T10:00:00", "end": "2026-03-02T10:00:00+01:00"}]),
+            },
+        ),
+        "detect": st.fixed_dictionaries(
+            {},
+            optional={
+                "valid_range": st.sampled_from([[0, float("inf")], [float("-inf"), 1e300], [-0.5, 1e-9]]),
+                "min_relative_deviation": st.just("20%"),
+            },
+        ),
+        "alert": st.fixed_dictionaries({"for": st.just("0s")}, optional={"labels": st.dictionaries(_TEXT, _TEXT)}),
+        "silence": st.lists(st.fixed_dictionaries({"code": st.just("a/b"), "reason": _TEXT.filter(bool)}), max_size=2),
+    },
+)
+
+
+@given(_FIELDS)
+def test_a_mission_that_was_dumped_is_loaded_as_it_was(fields: dict[str, object]) -> None:
+    mission = Mission.model_validate(fields)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "m.yaml"
+        file.write_text(dump_mission(mission), encoding="utf-8", newline="")
+        loading = load_missions([file])
+    assert loading.problems == ()
+    assert [loaded.mission for loaded in loading.missions] == [mission]

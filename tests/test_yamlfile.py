@@ -117,11 +117,10 @@ _TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.from_regex(
     r"[-+0-9._eE:x~]{1,12}|null|True|no|<<|\.inf|\.NaN", fullmatch=True
 )
 _SCALARS = st.none() | st.booleans() | st.integers(-(10**18) + 1, 10**18 - 1) | st.floats(allow_nan=False) | _TEXT
-_KEYS = _TEXT.filter(lambda key: key != "<<")
 _DATA = st.dictionaries(
-    _KEYS,
+    _TEXT,
     st.recursive(
-        _SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=3), max_leaves=8
+        _SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3), max_leaves=8
     ),
     max_size=4,
 )
