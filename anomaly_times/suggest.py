@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -18,12 +17,14 @@ from anomaly_times.checks.offline import counts_only
 from anomaly_times.conventions import MISSION_NAME
 from anomaly_times.durations import format_duration
 from anomaly_times.errors import NoSeriesError, UsageError
+from anomaly_times.loading import DEFAULTS_FILE
 from anomaly_times.models.season import find_seasons
 from anomaly_times.panel import Grid, Panel
 from anomaly_times.presets import PRESETS, Preset, Template
 from anomaly_times.stores import Store
 from anomaly_times.stores.prometheus import PrometheusStore
 from anomaly_times.stores.promql import Query, parse_query
+from anomaly_times.yamlfile import dump_text
 
 __all__ = ["suggest_mission", "suggest_preset", "write_new"]
 
@@ -97,9 +98,9 @@ def suggest_mission(name: str, promql: str, store: Store, *, source: str = "", n
         "# Docs: what every field means, docs/missions.md; what validation looks at, docs/checks.md.",
     ]
     lines = [
-        _Line(f"name: {name}"),
-        _Line(f"promql: {_quoted(promql)}", about_query),
-        *([_Line(f"source: {_quoted(source)}")] if source else []),
+        _Line(f"name: {dump_text(name)}"),
+        _Line(f"promql: {dump_text(promql)}", about_query),
+        *([_Line(f"source: {dump_text(source)}")] if source else []),
         _Line(f"step: {format_duration(step)}", _why_step(step, interval)),
         *_season(kept, seasons),
     ]
@@ -161,7 +162,7 @@ def suggest_preset(preset: str, store: Store, *, source: str = "", now: datetime
         f"# {known.title}. Made by `at mission init --preset {preset}` from what {store.name} held on {now:%Y-%m-%d}.",
         "# Directions and deviations are where to begin: look at a week of scores, then fit them.",
         "defaults:",
-        *([f"  source: {_quoted(source)}"] if source else []),
+        *([f"  source: {dump_text(source)}"] if source else []),
         *_rendered([_Line(f"step: {format_duration(step)}", _why_step(step, interval))], 2),
         f"  forecast: {{every: {format_duration(every)}, lookback: 14d}}",
         f"  detect: {{every: {format_duration(step)}}}",
@@ -171,8 +172,8 @@ def suggest_preset(preset: str, store: Store, *, source: str = "", now: datetime
         gates = ", ".join(f"{key}: {value}" for key, value in template.detect.items())
         fields = [
             _Line(f"name: {template.name}"),
-            _Line(f"description: {_quoted(template.description)}"),
-            _Line(f"promql: {_quoted(promql)}"),
+            _Line(f"description: {dump_text(template.description)}"),
+            _Line(f"promql: {dump_text(promql)}"),
             _Line(f"detect: {{{gates}}}", template.why),
         ]
         first, *rest = _rendered(fields, 4)
@@ -184,8 +185,12 @@ def write_new(file: Path, text: str) -> None:
     """Write a file that was not there before; its folder is made where it is missing.
 
     Raises:
-        UsageError: it is there already, or cannot be written.
+        UsageError: it is there already, cannot be written, or would count as defaults of its folder.
     """
+    if file.name == DEFAULTS_FILE:
+        raise UsageError(
+            f"{file} would hold defaults for its folder, and no mission", hint="name another one with --out"
+        )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("x", encoding="utf-8") as new:
@@ -367,8 +372,3 @@ def _matches(store: PrometheusStore, selector: str, now: datetime) -> bool:
 def _rendered(lines: Sequence[_Line], indent: int = 0) -> list[str]:
     pad = " " * indent
     return [f"{pad}{text}" for line in lines for text in (*([f"# {line.why}"] if line.why else []), line.text)]
-
-
-def _quoted(text: str) -> str:
-    """`text` as a YAML scalar on one line."""
-    return "'" + text.replace("'", "''") + "'" if text.isprintable() else json.dumps(text, ensure_ascii=False)

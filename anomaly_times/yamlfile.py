@@ -8,6 +8,7 @@ else: size, depth, number of nodes, and what aliases may expand to. Scalars foll
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["Document", "YamlError", "dump_document", "read_documents"]
+__all__ = ["Document", "YamlError", "dump_document", "dump_text", "read_documents"]
 
 MAX_BYTES = 4_000_000
 MAX_DEPTH = 32
@@ -101,15 +102,27 @@ def dump_document(data: Mapping[str, Any]) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
+def dump_text(text: str) -> str:
+    """A scalar on one line that `read_documents` reads as `text`, with quotes where it needs them."""
+    style = _style(text) if text.isprintable() else '"'
+    node = yaml.ScalarNode("tag:yaml.org,2002:str", text, style=style)
+    written: str = yaml.serialize(node, Dumper=_Dumper, allow_unicode=True, width=math.inf)
+    return written.partition("\n")[0]
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes what would be read as something else here: PyYAML knows the numbers of YAML 1.1, where `1e5` is text."""
 
     def _text(self, text: str) -> yaml.ScalarNode:
-        style = None if isinstance(_scalar(text), str) else "'"
-        if _BREAKS & set(text):
-            # Between single quotes these would be folded into spaces; between double quotes they are escaped.
-            style = '"'
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=_style(text))
+
+
+def _style(text: str) -> str | None:
+    """The quotes that PyYAML must be told to set; `None` where it knows itself."""
+    if _BREAKS & set(text):
+        # Between single quotes these would be folded into spaces; between double quotes they are escaped.
+        return '"'
+    return None if isinstance(_scalar(text), str) else "'"
 
 
 _Dumper.add_representer(str, _Dumper._text)

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from anomaly_times.checks import check_missions
+from anomaly_times.errors import UsageError
 from anomaly_times.loading import LoadedMission, Loading
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Floats, Grid, Labels, Panel
-from anomaly_times.suggest import suggest_mission
+from anomaly_times.suggest import suggest_mission, write_new
 from anomaly_times.testing import MemoryStore
 from anomaly_times.yamlfile import read_documents
 
@@ -18,14 +20,16 @@ STEP = timedelta(minutes=5)
 DAY = 288
 
 
-def suggested(y: Floats, promql: str = "m", *, step: timedelta = STEP) -> tuple[Mission, str]:
+def suggested(
+    y: Floats, promql: str = "m", *, step: timedelta = STEP, name: str = "m", source: str = ""
+) -> tuple[Mission, str]:
     """What is suggested for one series that ends now, after a check that it passes validation."""
     panel = Panel.of([Labels.of({"job": "a"})], Grid.ending(NOW, step, len(y)), y[None])
     store = MemoryStore({promql: panel})
-    text = suggest_mission("m", promql, store, now=NOW)
+    text = suggest_mission(name, promql, store, source=source, now=NOW)
     mission = Mission.model_validate(read_documents(text.encode())[0].data)
     loading = Loading((LoadedMission(mission, "m.yaml", 1),), (), ("m.yaml",))
-    problems = check_missions(loading, now=NOW, stores={"": store}).problems
+    problems = check_missions(loading, now=NOW, stores={source: store}).problems
     assert {problem.severity for problem in problems} <= {"info"}
     return mission, text
 
@@ -123,3 +127,15 @@ def test_a_slow_metric_gets_a_long_step_and_no_holes() -> None:
     mission, _ = suggested(daily(28)[::12], step=timedelta(hours=1))
     assert mission.step == timedelta(hours=1)
     assert mission.forecast.every == timedelta(hours=6)
+
+
+@pytest.mark.parametrize("name", ["1e5", "089", "0", "1-2", "null"])
+def test_a_name_stays_text_whatever_it_looks_like(name: str) -> None:
+    mission, _ = suggested(daily(3), 'm{a="\U0001f600\x7f\u2028"}', name=name, source=name)
+    assert (mission.name, mission.source, mission.promql) == (name, name, 'm{a="\U0001f600\x7f\u2028"}')
+
+
+def test_a_mission_is_never_written_into_the_defaults_of_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="defaults"):
+        write_new(tmp_path / "defaults.yaml", "name: defaults\n")
+    assert list(tmp_path.iterdir()) == []

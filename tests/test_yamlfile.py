@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomaly_times.yamlfile import MAX_BYTES, YamlError, dump_document, read_documents
+from anomaly_times.yamlfile import MAX_BYTES, YamlError, dump_document, dump_text, read_documents
 
 
 def test_every_value_has_its_line() -> None:
@@ -124,6 +124,14 @@ _DATA = st.dictionaries(
     ),
     max_size=4,
 )
+
+
+@given(_TEXT)
+def test_a_text_is_dumped_as_one_line_that_reads_as_it(text: str) -> None:
+    line = dump_text(text)
+    assert "\n" not in line
+    # Below other fields, as in a file that is written by hand.
+    assert read_documents(f"a:\n  - b: {line}\n    c: 1\n".encode())[0].data == {"a": [{"b": text, "c": 1}]}
 
 
 @given(_DATA)
