@@ -34,7 +34,8 @@ class Outcome:
     """What a pass made of one mission, in figures.
 
     `points` counts forecast or scored points over all series, `anomalous` those that score over 1, `unforecast` those
-    that could not be scored; `until` is the last time of a forecast.
+    that could not be scored; `until` is the last time of a forecast. Figures beside an `error` are of what could not be
+    stored.
     """
 
     mission: Mission
@@ -47,23 +48,28 @@ class Outcome:
     warnings: tuple[str, ...] = ()
     error: AnomalyTimesError | None = None
 
+    @property
+    def failed(self) -> bool:
+        """Whether there is nothing to show but the error."""
+        return self.error is not None and not self.points
+
 
 def outcome_of(result: ForecastResult | DetectResult) -> Outcome:
     """The figures of one mission's result."""
-    if result.error is not None:
-        return Outcome(result.mission, error=result.error, warnings=result.warnings)
     if isinstance(result, ForecastResult):
         forecast = result.forecast
         if forecast is None:
-            return Outcome(result.mission, warnings=result.warnings)
+            return Outcome(result.mission, warnings=result.warnings, error=result.error)
         warnings = result.warnings
         if result.ended:
             warnings = (*warnings, f"{result.ended:,} series ended, and were left out")
         points = int(np.isfinite(forecast.yhat).sum())
-        return Outcome(result.mission, len(forecast.labels), points, forecast.grid.end, warnings=warnings)
+        return Outcome(
+            result.mission, len(forecast.labels), points, forecast.grid.end, warnings=warnings, error=result.error
+        )
     scores = result.scores
     if scores is None:
-        return Outcome(result.mission, warnings=result.warnings)
+        return Outcome(result.mission, warnings=result.warnings, error=result.error)
     known = np.isfinite(scores.score)
     worst = None
     if known.any():
@@ -78,6 +84,7 @@ def outcome_of(result: ForecastResult | DetectResult) -> Outcome:
         unforecast=result.unforecast,
         worst=worst,
         warnings=result.warnings,
+        error=result.error,
     )
 
 
@@ -119,7 +126,7 @@ class PassView:
     def _row(self, outcome: Outcome) -> tuple[Cell, ...]:
         remarks: Cell = [(outcome.error.message, "bad")] if outcome.error else "; ".join(outcome.warnings)
         name = outcome.mission.name
-        counts = ("", "") if outcome.error else (f"{outcome.series:,}", f"{outcome.points:,}")
+        counts = ("", "") if outcome.failed else (f"{outcome.series:,}", f"{outcome.points:,}")
         if self.kind == "forecast":
             return (name, *counts, stamp(outcome.until) if outcome.until else "", remarks)
         over = f"{outcome.anomalous:,}" if outcome.anomalous else ""
@@ -132,12 +139,15 @@ class PassView:
 
     def summary(self) -> list[str]:
         """How many missions did what, and what was written."""
-        failed = sum(outcome.error is not None for outcome in self.outcomes)
+        failed = sum(outcome.failed for outcome in self.outcomes)
+        lost = sum(outcome.error is not None for outcome in self.outcomes) - failed
         n, points = len(self.outcomes), sum(outcome.points for outcome in self.outcomes)
         done = {"forecast": "forecast", "detect": "scored"}[self.kind]
         text = f"{n - failed:,} of {n:,} missions {done}, {points:,} points"
         if failed:
             text += f"; {failed:,} failed"
+        if lost:
+            text += f"; {lost:,} could not be stored"
         if self.written is None:
             return [f"{text}; dry run: nothing stored"]
         skipped = f", {self.written.skipped:,} series were there already" if self.written.skipped else ""

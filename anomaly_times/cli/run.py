@@ -108,7 +108,7 @@ def _pass_line(done: PassDone) -> str:
 
     outcomes = [outcome_of(result) for result in done.results]
     failed = [outcome for outcome in outcomes if outcome.error is not None]
-    points = sum(outcome.points for outcome in outcomes)
+    points = sum(outcome.points for outcome in outcomes if outcome.error is None)
     what = "first forecast" if done.first else f"{done.kind} {done.cadence}"
     parts = [f"{what}: {_missions(len(outcomes) - len(failed))}, {points:,} points in {done.took.total_seconds():.1f}s"]
     scored = sorted((o for o in outcomes if o.worst), key=lambda o: -o.worst.score if o.worst else 0.0)

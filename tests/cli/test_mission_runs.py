@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import anomaly_times.stores
-from anomaly_times.errors import ModelError, StoreUnavailableError
+from anomaly_times.errors import StoreUnavailableError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Grid
 from anomaly_times.testing import MemoryStore
@@ -155,15 +155,31 @@ def test_a_source_is_opened_once_and_one_that_is_not_there_runs_nothing(
     assert "mission four: there is no source 'c'" in result.stderr
 
 
-def test_a_failed_write_is_the_missions_error(at: Run, store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_could_not_be_stored_is_shown_beside_the_error(
+    at: Run, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
-        raise ModelError("no room")
+        raise StoreUnavailableError("no room", hint="make some")
 
-    monkeypatch.setattr(store, "write_forecasts", refuse)
     mission_file("full")
-    result = at("forecast", *NOON)
-    assert result.exit_code == 5
-    assert "no room" in result.stdout
+    stored = json.loads(at("forecast", *ELEVEN, "-o", "json").stdout)["missions"][0]
+    scored = json.loads(at("detect", *NOON, "--dry-run", "-o", "json").stdout)["missions"][0]
+    monkeypatch.setattr(store, "write_forecasts", refuse)
+    monkeypatch.setattr(store, "write_scores", refuse)
+    error = {"message": "no room", "hint": "make some", "exit_code": 4}
+    for command, before in ((("forecast", *ELEVEN), stored), (("detect", *NOON), scored)):
+        result = at(*command, "-o", "json")
+        assert result.exit_code == 4
+        document = json.loads(result.stdout)
+        assert (document["failed"], document["written"]["samples"]) == (1, 0)
+        assert document["missions"] == [{**before, "error": error}]
+    table = at("detect", *NOON)
+    assert table.exit_code == 4
+    line = next(line for line in table.stdout.splitlines() if line.startswith("full"))
+    assert line.split()[:4] == ["full", "3", "17", "3"]
+    assert line.endswith("no room")
+    assert "1 of 1 missions scored, 17 points; 1 could not be stored; 0 samples stored" in table.stdout
+    assert "note: full: make some" in table.stderr
 
 
 def test_missions_run_on_a_folder_of_files(at: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
