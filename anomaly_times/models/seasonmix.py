@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zipfile
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -40,7 +41,7 @@ Ints = npt.NDArray[np.intp]
 Layer = tuple[F32, F32]
 
 _FILE = Path(__file__).with_name("seasonmix.npz")
-_CHUNK, _CHUNK_OF_SERIES = 1024, 64
+_CHUNK, _CHUNK_OF_SERIES = 512, 64
 _SHORT = "shorter than two cycles of any season: level only"
 
 
@@ -207,12 +208,11 @@ class SeasonMix:
         step = history.grid.step
         calendar = tuple(p // step for p in (HOUR, DAY, WEEK) if p % step == timedelta(0) and p // step >= FEWEST_SLOTS)
         season = None if self.season is None else tuple(round(p / step) for p in self.season if p >= 2 * step)
-        mixing = _between(tuple(quantiles))
         values = np.full((history.n_series, h, len(quantiles)), np.nan)
         notes: dict[int, str] = {}
         for block in blocks(y):
             told = describe(block.y, leads + block.late[:, None], calendar, season)
-            values[block.rows] = _unscaled(told, weights.answer(told), mixing)
+            values[block.rows] = _unscaled(told, weights.answer(told), quantiles)
             if self.season != ():
                 young = told.length < 2 * min(calendar if season is None else season, default=0)
                 notes.update(dict.fromkeys(block.rows[young].tolist(), _SHORT))
@@ -239,32 +239,35 @@ def _by_the_clock(history: Panel, h: int, timezone: str) -> tuple[Floats, Ints]:
     return y, np.where(ahead > 0, ahead, np.arange(1, h + 1))
 
 
-@lru_cache(maxsize=64)
-def _between(quantiles: tuple[float, ...]) -> Floats:
-    """Weights that turn values at `LEVELS` into values at `quantiles`: float64[len(LEVELS), Q].
+@lru_cache(maxsize=256)
+def _between(quantile: float) -> tuple[int, int, float]:
+    """Two positions in `LEVELS` and how far from the first to the second, and perhaps past it, `quantile` lies.
 
     Linear in the normal quantile of the level between two of them. Beyond the outermost an exponential tail goes on, as
     in `tail_quantiles`, with the scale that the outermost two say.
     """
-    normal = NormalDist().inv_cdf
-    known = [normal(level) for level in LEVELS]
-    out = np.zeros((len(LEVELS), len(quantiles)))
-    for i, q in enumerate(quantiles):
-        for outer, inner, side in ((0, 1, q), (-1, -2, 1 - q)):
-            edge, next_ = min(LEVELS[outer], 1 - LEVELS[outer]), min(LEVELS[inner], 1 - LEVELS[inner])
-            if side < edge:
-                depth = math.log(edge / side) / math.log(next_ / edge)
-                out[outer, i], out[inner, i] = 1 + depth, -depth
-        if not out[:, i].any():
-            out[:, i] = [np.interp(normal(q), known, unit) for unit in np.eye(len(LEVELS))]
-    return out
+    last = len(LEVELS) - 1
+    for inner, outer, beyond in ((1, 0, quantile), (last - 1, last, 1 - quantile)):
+        near, far = (min(LEVELS[i], 1 - LEVELS[i]) for i in (inner, outer))
+        if beyond < far:
+            return inner, outer, math.log(near / beyond) / math.log(near / far)
+    above = min(max(1, bisect_left(LEVELS, quantile)), last)
+    low, here, high = (NormalDist().inv_cdf(q) for q in (LEVELS[above - 1], quantile, LEVELS[above]))
+    return above - 1, above, (here - low) / (high - low)
 
 
-def _unscaled(told: Described, answer: F32, mixing: Floats) -> Floats:
+def _unscaled(told: Described, answer: F32, quantiles: Sequence[float]) -> Floats:
     """Answers at the levels asked for, in the unit of the series: float64[S, h, Q]."""
-    relative = np.tensordot(answer, mixing, axes=(0, 0)).astype(np.float64)
+    out = np.empty((*told.reference.shape, len(quantiles)))
     limit = np.finfo(np.float64).max
     with np.errstate(over="ignore"):
-        out = (told.reference[..., None] + told.unit[..., None] * relative) * told.scale[..., None]
-        out += told.center[..., None]
-    return np.clip(out, -limit, limit)
+        for i, quantile in enumerate(quantiles):
+            first, second, share = _between(quantile)
+            value = answer[first].astype(np.float64)
+            value += share * (answer[second] - value)
+            value *= told.unit
+            value += told.reference
+            value *= told.scale
+            value += told.center
+            np.clip(value, -limit, limit, out=out[:, :, i])
+    return out

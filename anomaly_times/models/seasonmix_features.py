@@ -478,9 +478,11 @@ def _features(
     b_level = b.value[0] - b_short[0] + now(short_b)
     last = y[:, -1:]
     slope = (now(8) - now(8, 16)) / 16
+    long_slope = (now(n // 8) - now(n // 8, n // 8)) / np.float32(n // 8)
+    ahead = leads.astype(np.float32)
     flat = np.zeros_like(reference)
     middle = np.sort(y[:, -min(n, 1024) :: 4], axis=1)
-    bases = [
+    bases: list[F32] = [
         reference,
         reference - a_short[0] + level_short,
         median,
@@ -508,34 +510,37 @@ def _features(
         now(16) + flat,
         now(64) + flat,
         middle[:, middle.shape[1] // 2, None] + flat,
-        last + slope * np.minimum(leads, 12),
-        last + (now(n // 8) - now(n // 8, n // 8)) / (n // 8) * leads,
-        reference + a.back[0] * (level_period - now(a.period, a.period)),
+        last + slope * np.minimum(ahead, 12),
+        last + long_slope * ahead,
+        reference + a.back[0].astype(np.float32) * (level_period - now(a.period, a.period)),
     ]
     relative = np.stack(bases)
     relative -= reference
     relative /= unit
 
-    drift = above_period[0] - sorted_period[_CYCLES // 2]
-    per_lead = [
-        *(np.arcsinh(base) for base in relative[1:]),
-        *(np.arcsinh((x - reference) / unit) for x in (before[0], after[0], a.value[1], a.value[2], a.value[3])),
-        *(np.arcsinh((sorted_values[i] - median) / unit) for i in (0, 2, 5, 15, 18, 20)),
-        *(np.arcsinh((sorted_short[i] - sorted_short[_CYCLES // 2]) / unit) for i in (0, 1, -2, -1)),
-        np.arcsinh(drift / unit),
-        *(np.log(x.std(axis=0) / unit + 1e-3) for x in (a.value, above_short, b.value)),
-        np.log(leads) / 2 + flat,
-        leads / np.float32(64) + flat,
-        np.minimum(leads / a.period, 4) + flat,
-        np.minimum(leads / b.period, 4) + flat,
+    distances = [
+        *(x - reference for x in (before[0], after[0], a.value[1], a.value[2], a.value[3])),
+        *(sorted_values[i] - median for i in (0, 2, 5, 15, 18, 20)),
+        *(sorted_short[i] - sorted_short[_CYCLES // 2] for i in (0, 1, -2, -1)),
+        above_period[0] - sorted_period[_CYCLES // 2],
     ]
+    bounds = [reference - y[:, -256:].min(axis=1, keepdims=True), y[:, -256:].max(axis=1, keepdims=True) - reference]
+    spreads = [x.std(axis=0) / unit + np.float32(1e-3) for x in (a.value, above_short, b.value)]
     errors_acf = _autocorrelation(seasonal_errors, np.zeros_like(first), seasonal_errors.shape[1] // 2)
-    for correlation in (errors_acf, acf):
-        at = np.minimum(leads, correlation.shape[1] - 1)
-        per_lead.append(np.take_along_axis(correlation, at, axis=1))
-    lowest, highest = y[:, -256:].min(axis=1, keepdims=True), y[:, -256:].max(axis=1, keepdims=True)
-    per_lead += [np.arcsinh((reference - lowest) / unit), np.arcsinh((highest - reference) / unit)]
-    lead = np.stack(per_lead)
+    times = [np.log(ahead) / 2, ahead / 64, *(np.minimum(ahead / x.period.astype(np.float32), 4) for x in (a, b))]
+    correlations = [
+        np.take_along_axis(correlation, np.minimum(leads, correlation.shape[1] - 1), axis=1)
+        for correlation in (errors_acf, acf)
+    ]
+    lead = np.concatenate(
+        [
+            np.arcsinh(relative[1:]),
+            np.arcsinh(np.stack(distances) / unit),
+            np.log(np.stack(spreads)),
+            np.stack(times + correlations),
+            np.arcsinh(np.stack(bounds) / unit),
+        ]
+    )
 
     static = _static(
         history, a, b, c, has, unit, deviation, residual, seasonal_errors, errors_acf, acf, gaps, zero, calendar, length
@@ -657,9 +662,8 @@ def _static(
         np.sqrt(gaps.mean(axis=1, keepdims=True)),
         np.sqrt(gaps[:, -64:].mean(axis=1, keepdims=True)),
     ]
-    return _limited(np.concatenate(pieces, axis=1), _FEATURE_LIMIT)
+    return _limited(np.concatenate(pieces, axis=1, dtype=np.float32), _FEATURE_LIMIT)
 
 
-def _limited(x: Floats | F32, limit: float) -> F32:
-    out = np.nan_to_num(x, copy=False, nan=0.0)
-    return np.asarray(np.clip(out, -limit, limit), dtype=np.float32)
+def _limited(x: F32, limit: float) -> F32:
+    return np.clip(x, -limit, limit, out=x)
