@@ -1,4 +1,4 @@
-"""Durations as PromQL writes them: `90s`, `5m`, `1h30m`, `14d`.
+"""Durations as PromQL writes them (`90s`, `5m`, `1h30m`, `14d`), and times as JSON has them.
 
 A step is a `timedelta` everywhere else: `5m` means five minutes in PromQL and five month-ends in pandas.
 """
@@ -6,7 +6,7 @@ A step is a `timedelta` everywhere else: `5m` means five minutes in PromQL and f
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from anomaly_times.errors import UsageError
 
-__all__ = ["EPOCH", "Duration", "DurationOrZero", "format_duration", "milliseconds", "parse_duration"]
+__all__ = ["EPOCH", "Duration", "DurationOrZero", "format_duration", "iso_utc", "milliseconds", "parse_duration"]
 
 EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
@@ -60,6 +60,11 @@ def milliseconds(value: timedelta) -> int:
     return value // timedelta(milliseconds=1)
 
 
+def iso_utc(at: datetime) -> str:
+    """A time with a zone in ISO 8601, in UTC: `2026-03-01T12:00:00Z`."""
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
 def _coerce(value: object, *, zero: bool = False) -> timedelta:
     if isinstance(value, str) and zero and re.fullmatch(r"0(ms|s|m|h|d)?", value.strip()):
         return timedelta(0)
@@ -70,7 +75,7 @@ def _coerce(value: object, *, zero: bool = False) -> timedelta:
             raise ValueError(f"{exc.message}; {exc.hint}") from exc
     # A bare number would be seconds to pydantic, and is nothing to PromQL.
     if not isinstance(value, timedelta):
-        raise ValueError("is not a duration; write it like 30s, 5m, 1h30m or 14d")
+        raise ValueError(f"{str(value)[:40]!r} is not a duration; write it like 30s, 5m, 1h30m or 14d")
     if value < timedelta(0) or (not value and not zero) or value % timedelta(milliseconds=1):
         raise ValueError("must be longer than zero, in whole milliseconds")
     return value

@@ -22,6 +22,7 @@ __all__ = [
     "Channel",
     "Scored",
     "final_bounds",
+    "format_score",
     "resolution",
     "score",
     "unseen_sides",
@@ -37,6 +38,11 @@ _LARGEST = 1e300
 _OFTEN = 0.02
 
 Bools = npt.NDArray[np.bool_]
+
+
+def format_score(score: float) -> str:
+    """A score for people, the same wherever one is shown: two decimals, `0.86`, `1000.00`."""
+    return f"{score:.2f}"
 
 
 def resolution(history: Floats) -> Floats:

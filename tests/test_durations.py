@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomaly_times.durations import format_duration, parse_duration
+from anomaly_times.durations import format_duration, iso_utc, parse_duration
 from anomaly_times.errors import UsageError
 
 
@@ -48,3 +48,8 @@ def test_durations_are_written_in_falling_units() -> None:
     assert format_duration(timedelta(hours=36, milliseconds=5)) == "1d12h5ms"
     assert format_duration(timedelta(0)) == "0s"
     assert format_duration(timedelta(minutes=-5)) == "-5m"
+
+
+def test_a_time_is_written_in_utc_whatever_its_zone() -> None:
+    assert iso_utc(datetime(2026, 3, 1, 12, tzinfo=UTC)) == "2026-03-01T12:00:00Z"
+    assert iso_utc(datetime(2026, 3, 1, 12, tzinfo=timezone(timedelta(hours=2)))) == "2026-03-01T10:00:00Z"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from anomaly_times.mission import Detect
 from anomaly_times.panel import Forecast, Grid, Labels
-from anomaly_times.scoring import final_bounds, resolution, score, unseen_sides
+from anomaly_times.scoring import final_bounds, format_score, resolution, score, unseen_sides
 
 NAN = float("nan")
 INF = float("inf")
@@ -22,6 +22,10 @@ def one_score(y: float, *, yhat: float = 10, lower: float = 5, upper: float = 20
     band = tuple(np.array([[float(x)]]) for x in (yhat, lower, upper))
     found = score([Labels()], grid, np.array([[float(y)]]), band, Detect.model_validate(detect))  # type: ignore[arg-type]
     return float(found.scores.score[0, 0])
+
+
+def test_a_score_reads_the_same_wherever_it_is_shown() -> None:
+    assert [format_score(score) for score in (0.0, 0.861, 12.5, 1000.0)] == ["0.00", "0.86", "12.50", "1000.00"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from datetime import datetime
 from anomaly_times.checks import live, offline
 from anomaly_times.checks.evidence import Evidence
 from anomaly_times.checks.live import Cost, cost_of
-from anomaly_times.checks.registry import CHECKS, LOADING, Check, Found, Subject, section
+from anomaly_times.checks.registry import CHECKS, LOADING, Check, Found, Subject
 from anomaly_times.errors import QueryError, StoreError
 from anomaly_times.loading import LoadedMission, Loading
 from anomaly_times.problems import Problem, Severity
@@ -35,7 +35,6 @@ __all__ = [
     "check_missions",
     "live",
     "offline",
-    "section",
 ]
 
 _IN_FLIGHT = 4

@@ -73,7 +73,8 @@ def only_changed(loading: Loading, changes: Changes) -> Loading:
 
     def shows(problem: Problem) -> bool:
         file = problem.where.file
-        return problem.code in ("mission/name-taken", "file/no-mission") or files.get(file, Path(file).parent in folders)
+        always = problem.code in ("mission/name-taken", "file/no-mission")
+        return always or files.get(file, Path(file).parent in folders)
 
     return replace(
         loading,
@@ -96,8 +97,8 @@ def _git(args: Sequence[str], folder: Path | None = None) -> str:
         raise UsageError("git is not installed, and --changed-since asks it") from None
     except subprocess.CalledProcessError as exc:
         reason = " ".join(exc.stderr.split())[:300]
-        raise UsageError(
-            f"git {args[0]} failed: {reason}",
-            hint="in CI fetch the whole history (actions/checkout: `fetch-depth: 0`; GitLab: `GIT_DEPTH: 0`)",
-        ) from exc
+        hint = "in CI fetch the whole history (actions/checkout: `fetch-depth: 0`; GitLab: `GIT_DEPTH: 0`)"
+        if args[0] == "rev-parse":
+            hint = "--changed-since needs the Git repository of the mission files"
+        raise UsageError(f"git {args[0]} failed: {reason}", hint=hint) from exc
     return done.stdout

@@ -13,7 +13,7 @@ from anomaly_times.mission import Mission
 from anomaly_times.problems import Problem, Severity
 from anomaly_times.stores.promql import Query
 
-__all__ = ["CHECKS", "LOADING", "Check", "Found", "Run", "Subject", "check", "section"]
+__all__ = ["CHECKS", "LOADING", "Check", "Found", "Run", "Subject", "check"]
 
 LOADING = (
     "file/yaml",
@@ -110,8 +110,3 @@ def check(code: str, severity: Severity, *, live: bool = False) -> Callable[[Run
         return run
 
     return register
-
-
-def section(code: str) -> str:
-    """Where the docs tell about a code: page and anchor (as GitHub makes it of the heading)."""
-    return f"docs/checks.md#{code.replace('/', '')}"

@@ -44,6 +44,8 @@ class _Root(TyperGroup):
             return super().make_context(info_name, args, parent, **extra)
         except TyperException as exc:
             raise _told(exc) from None
+        except KeyboardInterrupt:
+            raise _interrupted() from None
 
     def invoke(self, ctx: Any) -> Any:
         debug = bool(ctx.params.get("debug"))
@@ -55,8 +57,7 @@ class _Root(TyperGroup):
         except TyperException as exc:
             raise _told(exc) from None
         except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+            raise _interrupted() from None
         except BrokenPipeError:
             # Python would complain once more when it flushes stdout at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -69,6 +70,12 @@ class _Root(TyperGroup):
             _tell(exc, message, "" if debug else "`at --debug …` shows where; please report it", debug=debug)
             raise typer.Exit(EXIT_BUG) from None
         return result
+
+
+def _interrupted() -> typer.Exit:
+    """What to raise after Ctrl-C, once that is told."""
+    typer.echo("interrupted", err=True)
+    return typer.Exit(EXIT_INTERRUPTED)
 
 
 def _told(exc: TyperException) -> TyperException | typer.Exit:
@@ -118,7 +125,8 @@ app = typer.Typer(
     help="Forecasts and anomaly scores for Prometheus-compatible metrics.",
     epilog="Begin with `at demo`, which needs no server. "
     "Exit codes: 0 done, 1 a bug of ours, 2 wrong usage, 3 a problem in a mission or query, "
-    "4 a server or folder refused or is away, 5 a model failed.",
+    "4 a server or folder refused or is away, 5 a model failed, 6 a plan has changes (--detailed-exitcode), "
+    "130 interrupted by Ctrl-C.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     # Rich's help looks better and takes half a second to import.

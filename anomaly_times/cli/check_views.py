@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from anomaly_times.checks import Report, section
+from anomaly_times.checks import Report
 from anomaly_times.cli.views import Cell
 from anomaly_times.problems import Problem, Severity
 
@@ -106,7 +106,6 @@ def _document(problem: Problem) -> dict[str, Any]:
         "field": problem.where.field or None,
         "message": problem.message,
         "hint": problem.hint or None,
-        "docs": section(problem.code),
     }
 
 

@@ -36,7 +36,7 @@ def pass_over_files(kind: Kind, files: Sequence[Path] | None, params: Mapping[st
         raise UsageError(f"--output {form} is for the series of one query", hint="missions have table and json")
     window = opt.parse_window(params.get("last"), "--last")
     now = opt.parse_time(params["at"], now=opt.utc_now())
-    missions = opt.missions_from_files(files)
+    missions = opt.missions_from_files(files, hint="name FILES, or a query by --promql")
     doing = {"forecast": "forecasting", "detect": "scoring"}[kind]
     with opt.MissionStores(params["source"], params["url"]) as opened, opt.threads(params["jobs"]) as mapper:
         stores = opened.of(missions)

@@ -120,7 +120,7 @@ def validate(
 
 def _paths(files: list[Path] | None) -> list[Path]:
     if not files and not opt.DEFAULT_FILES.exists():
-        raise UsageError(f"there is no {opt.DEFAULT_FILES}/ here, and no mission file is named", hint="name FILES")
+        raise UsageError(f"there is no {opt.DEFAULT_FILES}/ here, and no mission file is named", hint=opt.NO_FILES)
     return files or [opt.DEFAULT_FILES]
 
 
@@ -148,7 +148,7 @@ def schema(
     from anomaly_times.schema import file_schema, reference
 
     if output is SchemaForm.JSON:
-        render.say_json(file_schema())
+        render.say_json(file_schema(), indent=2)
     else:
         typer.echo(reference(), nl=False)
 

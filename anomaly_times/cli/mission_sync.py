@@ -103,7 +103,7 @@ def apply(
     from anomaly_times.cli.plan_views import PlanView
     from anomaly_times.scheduling import sync
 
-    may_ask(yes)
+    may_ask(yes, first="at mission plan")
     settings, server = _connect()
     saved = _saved_plan(files)
     if saved and (saved.project != settings.project or prune):
@@ -202,8 +202,10 @@ def resume(name: MissionName) -> None:
 
     settings, server = _connect()
     with server:
+        before = sync.our_mission(server, name, project=settings.project)
         sync.pause(server, name, None, project=settings.project)
-    render.say(f"{name} goes on with its next run")
+    rested = before.deployed is not None and before.deployed.paused is not None
+    render.say(f"{name} goes on with its next run" if rested else f"{name} is not paused")
 
 
 def delete(
@@ -224,7 +226,7 @@ def delete(
     from anomaly_times.scheduling import sync
     from anomaly_times.stores.purge import purge_results
 
-    may_ask(yes)
+    may_ask(yes, first=f"at mission show {name}")
     settings, server = _connect()
     with server:
         found = sync.our_mission(server, name, project=settings.project)
@@ -261,6 +263,7 @@ def adopt(
     Example: at mission adopt --out missions/adopted.yaml
     """
     from anomaly_times.cli import render
+    from anomaly_times.cli.views import counted
     from anomaly_times.scheduling.adopt import find_handmade, remove_adopted
 
     settings, server = _connect()
@@ -269,10 +272,13 @@ def adopt(
         removed = remove_adopted(server, found, project=settings.project) if yes else []
     for line in found.left:
         render.note(line)
-    _print_missions(list(found.missions.values()), out)
+    missions = list(found.missions.values())
+    _print_missions(missions, out)
+    if out is not None:
+        render.say(f"wrote {counted(len(missions), 'mission')} into {out}" if missions else "there is nothing to adopt")
     for name, schedules in found.schedules.items():
         if name in removed:
-            render.note(f"removed {len(schedules)} hand-made schedules of {name}")
+            render.note(f"removed {counted(len(schedules), 'hand-made schedule')} of {name}")
         elif name in found.missions and yes:
             render.note(f"{name} is not deployed yet, so its hand-made schedules stay")
 
@@ -339,14 +345,18 @@ def _connect() -> tuple[Settings, PrefectServer]:
     return settings, connect(settings.prefect)
 
 
-def may_ask(yes: bool) -> None:
+def may_ask(yes: bool, *, first: str) -> None:
     """Nothing, where there is somebody to ask, or nothing to ask.
+
+    Args:
+        yes: whether `--yes` is given.
+        first: the command that shows what is about to happen.
 
     Raises:
         UsageError: stdin is no terminal, and `--yes` is not given.
     """
     if not yes and not sys.stdin.isatty():
-        raise UsageError("there is nobody to ask here", hint="add --yes, after a look at `at mission plan`")
+        raise UsageError("there is nobody to ask here", hint=f"add --yes, after a look at `{first}`")
 
 
 def ask(question: str) -> None:

@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 DEFAULT_FILES = Path("missions")
+NO_FILES = "name FILES, or write a first one: `at mission init`"
 _CLOCKS_DIFFER = timedelta(minutes=1)
 MISSIONS, QUERY, TIME, MODEL, GATES, OUTPUT = (
     "Missions",
@@ -329,12 +330,15 @@ def _given(ctx: typer.Context, name: str) -> bool:
     return getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
 
 
-def missions_from_files(files: Sequence[Path] | None, *, checked: bool = False) -> tuple[Mission, ...]:
+def missions_from_files(
+    files: Sequence[Path] | None, *, checked: bool = False, hint: str = NO_FILES
+) -> tuple[Mission, ...]:
     """The missions of files, folders and globs; those of `missions/` where none are given.
 
     Args:
         files: what the user named.
         checked: refuse what `at mission validate --offline` calls an error, too, unless the mission silences it.
+        hint: what to try where nothing is named, and there is no `missions/`.
 
     Raises:
         MissionError: listing all that is wrong in the files, or that there is no mission in them.
@@ -343,10 +347,7 @@ def missions_from_files(files: Sequence[Path] | None, *, checked: bool = False) 
     from anomaly_times.loading import load_missions
 
     if not files and not DEFAULT_FILES.exists():
-        raise UsageError(
-            f"there is no {DEFAULT_FILES}/ here, and no mission file is named",
-            hint="name FILES, or a query by --promql",
-        )
+        raise UsageError(f"there is no {DEFAULT_FILES}/ here, and no mission file is named", hint=hint)
     loading = load_missions(files or [DEFAULT_FILES])
     problems = _errors(loading) if checked else loading.problems
     if problems:

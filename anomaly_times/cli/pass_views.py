@@ -11,10 +11,12 @@ import numpy as np
 
 from anomaly_times.cli.views import JSON_SCHEMA, Cell, stamp
 from anomaly_times.conventions import Kind
+from anomaly_times.durations import iso_utc
 from anomaly_times.errors import AnomalyTimesError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Labels
 from anomaly_times.passes import DetectResult, ForecastResult
+from anomaly_times.scoring import format_score
 from anomaly_times.stores import Written
 
 __all__ = ["Outcome", "PassView", "Worst", "outcome_of"]
@@ -135,7 +137,7 @@ class PassView:
             return (name, *counts, over, "", "", "", remarks)
         style = "bad" if worst.score > 1 else "good"
         where = str(worst.labels)
-        return (name, *counts, over, [(f"{worst.score:.2f}", style)], stamp(worst.at), where, remarks)
+        return (name, *counts, over, [(format_score(worst.score), style)], stamp(worst.at), where, remarks)
 
     def summary(self) -> list[str]:
         """How many missions did what, and what was written."""
@@ -164,7 +166,7 @@ class PassView:
         return {
             "schema": JSON_SCHEMA,
             "kind": f"{self.kind}-missions",
-            "now": _iso(self.now),
+            "now": iso_utc(self.now),
             "failed": sum(outcome.error is not None for outcome in self.outcomes),
             "missions": [self._entry(outcome) for outcome in self.outcomes],
             "written": written and {"samples": written.samples, "series": written.series, "skipped": written.skipped},
@@ -179,12 +181,12 @@ class PassView:
             "points": outcome.points,
         }
         if self.kind == "forecast":
-            entry["until"] = _iso(outcome.until) if outcome.until else None
+            entry["until"] = iso_utc(outcome.until) if outcome.until else None
         else:
             entry |= {
                 "anomalous": outcome.anomalous,
                 "unforecast": outcome.unforecast,
-                "worst": worst and {"score": worst.score, "labels": dict(worst.labels), "at": _iso(worst.at)},
+                "worst": worst and {"score": worst.score, "labels": dict(worst.labels), "at": iso_utc(worst.at)},
             }
         return entry | {
             "warnings": list(outcome.warnings),
@@ -195,7 +197,3 @@ class PassView:
 def _rank(outcome: Outcome) -> tuple[bool, float, str]:
     worst = outcome.worst.score if outcome.worst else -1.0
     return (outcome.error is None, -worst, outcome.mission.name)
-
-
-def _iso(at: datetime) -> str:
-    return at.isoformat().replace("+00:00", "Z")

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from anomaly_times.cli.views import Cell
+from anomaly_times.cli.views import Cell, counted
 from anomaly_times.deployed import Pause
-from anomaly_times.durations import format_duration
+from anomaly_times.durations import format_duration, iso_utc
 from anomaly_times.loading import dump_mission
 from anomaly_times.mission import Mission
 from anomaly_times.plan import KINDS, Change, Create, Delete, Found, Keep, Leave, Plan, Refuse, Update, to_document
@@ -180,9 +180,9 @@ def mission_entry(found: Found) -> dict[str, Any]:
     paused = deployed.paused
     return {
         **entry,
-        "since": deployed.since.isoformat(),
+        "since": iso_utc(deployed.since),
         "edited": deployed.edited or found.retagged,
-        "paused": paused and {"until": paused.until and paused.until.isoformat(), "reason": paused.reason},
+        "paused": paused and {"until": paused.until and iso_utc(paused.until), "reason": paused.reason},
         "mission": json.loads(deployed.mission.model_dump_json(exclude_defaults=True)),
     }
 
@@ -222,7 +222,7 @@ class ListView:
 
     def summary(self) -> list[str]:
         """How many there are."""
-        return [f"{len(self.found):,} missions of project {self.project}"]
+        return [f"{counted(len(self.found), 'mission')} of project {self.project}"]
 
     def notes(self) -> list[str]:
         """Nothing."""

@@ -101,9 +101,9 @@ def say_lines(lines: Sequence[Cell]) -> None:
         console.print(_text(line), soft_wrap=True)
 
 
-def say_json(document: object) -> None:
-    """A document as the result; JSON stays alone on stdout."""
-    _print_json(document)
+def say_json(document: object, *, indent: int | None = None) -> None:
+    """A document as the result, on one line unless it is to be read; JSON stays alone on stdout."""
+    sys.stdout.write(json.dumps(document, allow_nan=False, ensure_ascii=False, indent=indent) + "\n")
 
 
 def say_table(columns: Sequence[str], rows: Sequence[tuple[Cell, ...]]) -> None:
@@ -362,7 +362,7 @@ def show_models(models: Sequence[ModelInfo], form: Report) -> None:
     """The registry: what each model is, and what must be installed for it."""
     installed = {model.extra: _installed(model.extra) for model in models}
     if form is Report.JSON:
-        _print_json(
+        say_json(
             [
                 {
                     "name": model.name,
@@ -390,7 +390,7 @@ def show_models(models: Sequence[ModelInfo], form: Report) -> None:
 def show_findings(source: str, findings: Sequence[Finding], form: Report) -> None:
     """What the doctor found, each with what to do."""
     if form is Report.JSON:
-        _print_json({"source": source, "findings": [asdict(finding) for finding in findings]})
+        say_json({"source": source, "findings": [asdict(finding) for finding in findings]})
         return
     console = stdout()
     for finding in findings:
@@ -412,10 +412,6 @@ _EXTRA_MODULES = {"nixtla": ("statsforecast", "mlforecast", "lightgbm"), "chrono
 
 def _installed(extra: str) -> bool:
     return all(find_spec(module) is not None for module in _EXTRA_MODULES.get(extra, ()))
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, allow_nan=False, ensure_ascii=False, indent=2) + "\n")
 
 
 def _write(file: Path, body: bytes) -> None:

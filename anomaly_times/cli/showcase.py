@@ -21,6 +21,7 @@ from anomaly_times.errors import QueryError, UsageError
 from anomaly_times.mission import Mission
 from anomaly_times.outputs import GENERATOR, Chart, Row, Table, Window, render_page
 from anomaly_times.panel import Labels
+from anomaly_times.scoring import format_score
 
 __all__ = ["DEMO_FOLDER", "OWN_FOLDER", "own_metrics", "planted_incidents"]
 
@@ -292,7 +293,7 @@ def _episodes_table(title: str, episodes: Sequence[Episode], position: dict[Key,
     rows = tuple(
         Row(
             (
-                f"{episode.peak:.2f}",
+                format_score(episode.peak),
                 _series([episode.labels]),
                 episode.mission,
                 stamp(episode.start),
@@ -366,7 +367,7 @@ def _tell_own(option: str, missions: Sequence[Mission], found: Replay, report: P
         own = [episode for episode in episodes if episode.mission == mission.name]
         peak = _peak(found, mission)
         rows.append(
-            ([(f"{peak:.2f}", "bad" if own else "good")], str(len(own)), str(len(scores.labels)), mission.promql)
+            ([(format_score(peak), "bad" if own else "good")], str(len(own)), str(len(scores.labels)), mission.promql)
         )
     render.say(f"{_points(found):,} points of the last day scored; nothing was written to the server")
     if found.unforecast:

@@ -11,7 +11,7 @@ from typing import Any
 from anomaly_times.cli.views import JSON_SCHEMA, Cell, stamp
 from anomaly_times.conventions import Kind
 from anomaly_times.deployed import DeployedMission
-from anomaly_times.durations import format_duration
+from anomaly_times.durations import format_duration, iso_utc
 from anomaly_times.mission import Mission
 from anomaly_times.plan import KINDS
 from anomaly_times.scheduling.health import Health, State
@@ -166,4 +166,4 @@ def _failure(run: EndedRun, name: str) -> str:
 
 
 def _iso(at: datetime | None) -> str | None:
-    return at.isoformat().replace("+00:00", "Z") if at else None
+    return iso_utc(at) if at else None

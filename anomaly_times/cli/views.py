@@ -12,17 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from anomaly_times.cli.options import Query
-from anomaly_times.durations import format_duration
+from anomaly_times.durations import format_duration, iso_utc
 from anomaly_times.errors import AnomalyTimesError
 from anomaly_times.outputs import Chart
 from anomaly_times.panel import Floats, Forecast, Grid, Labels, Panel, Scores
 from anomaly_times.passes import DetectResult, ForecastResult
+from anomaly_times.scoring import format_score
 from anomaly_times.stores import Written
 
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["Cell", "DetectView", "ForecastView", "View", "distinct_names", "number", "sparkline", "stamp"]
+__all__ = ["Cell", "DetectView", "ForecastView", "View", "counted", "distinct_names", "number", "sparkline", "stamp"]
 
 Cell: TypeAlias = "str | list[tuple[str, str]]"
 """Text, or pieces of text with a style (`bad`, `good`, `muted` or none) each."""
@@ -171,7 +172,7 @@ class ForecastView:
     def summary(self) -> list[str]:
         """Counts, and what was written."""
         mission, f = self.query.mission, self.forecast
-        text = f"{_count(len(f.labels), 'series', 'series')}, {f.grid.n} steps of {format_duration(f.grid.step)} each"
+        text = f"{counted(len(f.labels), 'series', 'series')}, {f.grid.n} steps of {format_duration(f.grid.step)} each"
         text += f", {mission.forecast.level:g} % bounds, model {mission.forecast.model.type}"
         again = "had this forecast already (its two bounds count as series)"
         return [text, _stored(self.query, self.written, "forecast", self.where, again, failed=self.failed is not None)]
@@ -180,7 +181,7 @@ class ForecastView:
         """Warnings, series that ended, and what models said about rows."""
         notes = list(self.result.warnings)
         if self.result.ended:
-            notes.append(f"{_count(self.result.ended, 'series has', 'series have')} ended: left out")
+            notes.append(f"{counted(self.result.ended, 'series has', 'series have')} ended: left out")
         return notes + _counter_note(self.query, self.history.y) + _grouped_notes(self.forecast)
 
     def document(self) -> dict[str, Any]:
@@ -197,7 +198,7 @@ class ForecastView:
             for i, labels in enumerate(f.labels)
         ]
         head = _head("forecast", self.query, f.grid)
-        cutoff = _iso(f.cutoff) if f.cutoff else None
+        cutoff = iso_utc(f.cutoff) if f.cutoff else None
         return head | {
             "cutoff": cutoff,
             "series": series,
@@ -326,7 +327,7 @@ class DetectView:
                 (
                     names[i],
                     line,
-                    [(f"{highest[i]:.2f}", "bad" if over else "good")],
+                    [(format_score(highest[i]), "bad" if over else "good")],
                     stamp(s.grid.start + t * s.grid.step, day=s.grid.n * s.grid.step_ms > 86_400_000),
                     number(s.y[i, t]),
                     number(s.yhat[i, t]),
@@ -343,11 +344,11 @@ class DetectView:
             newest = stamp(self.query.mission.last_time(self.query.now))
             return [f"nothing is new since {newest} UTC; `--last 1h` scores that time again"]
         scored, over = int(np.isfinite(s.score).sum()), s.score > 1
-        text = f"{_count(int(over.sum()), 'point', 'points')} of {scored:,} anomalous (score over 1)"
-        text += f", in {int(over.any(axis=1).sum())} of {_count(len(s.labels), 'series', 'series')}"
+        text = f"{counted(int(over.sum()), 'point', 'points')} of {scored:,} anomalous (score over 1)"
+        text += f", in {int(over.any(axis=1).sum())} of {counted(len(s.labels), 'series', 'series')}"
         lines = [text] if scored or not blind else []
         if blind:
-            lines.insert(0, f"{_count(blind, 'point has', 'points have')} no forecast, and so no score")
+            lines.insert(0, f"{counted(blind, 'point has', 'points have')} no forecast, and so no score")
         again = "had scores at these times already, and keep them"
         return [
             *lines,
@@ -367,7 +368,7 @@ class DetectView:
         notes += self.result.warnings
         for gate, n in self.result.gates.items():
             one, many = _GATES[gate]
-            notes.append(_count(n, one, many))
+            notes.append(counted(n, one, many))
         notes += _counter_note(self.query, self.scores.y)
         return notes + (_grouped_notes(self.made) if self.made is not None else [])
 
@@ -487,10 +488,6 @@ def _list(values: Floats) -> list[float | None]:
     return [value if value - value == 0 else None for value in values.tolist()]
 
 
-def _iso(at: datetime) -> str:
-    return at.isoformat().replace("+00:00", "Z")
-
-
 def _head(kind: str, query: Query, grid: Grid) -> dict[str, Any]:
     return {
         "schema": JSON_SCHEMA,
@@ -499,7 +496,7 @@ def _head(kind: str, query: Query, grid: Grid) -> dict[str, Any]:
         "promql": query.mission.promql,
         "source": str(query.source),
         "step": format_duration(grid.step),
-        "times": [_iso(grid.start + i * grid.step) for i in range(grid.n)],
+        "times": [iso_utc(grid.start + i * grid.step) for i in range(grid.n)],
     }
 
 
@@ -522,10 +519,10 @@ def _stored(query: Query, written: Written | None, what: str, where: str, again:
     if written is None:
         return f"dry run: no {what} stored"
     place = f"{where} as mission {query.mission.name}"
-    skipped = f"{_count(written.skipped, 'series', 'series')} {again}" if written.skipped else ""
+    skipped = f"{counted(written.skipped, 'series', 'series')} {again}" if written.skipped else ""
     if skipped and not written.samples:
         return f"nothing new to store in {place}: {skipped}"
-    text = f"stored {_count(written.samples, 'sample', 'samples')} in {place}"
+    text = f"stored {counted(written.samples, 'sample', 'samples')} in {place}"
     return f"{text}; {skipped}" if skipped else text
 
 
@@ -546,8 +543,9 @@ def _counter_note(query: Query, y: Floats) -> list[str]:
     return [f"{name} looks like a counter: rate({name}[5m])?"]
 
 
-def _count(n: int, one: str, many: str) -> str:
-    return f"{n:,} {one if n == 1 else many}"
+def counted(n: int, one: str, many: str = "") -> str:
+    """`1 mission`, `2 missions`; `many` is the plural where that is not just an s more."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
 def _grouped_notes(forecast: Forecast) -> list[str]:
@@ -555,4 +553,4 @@ def _grouped_notes(forecast: Forecast) -> list[str]:
     counts: dict[str, int] = {}
     for note in forecast.notes.values():
         counts[note] = counts.get(note, 0) + 1
-    return [f"{_count(n, 'series', 'series')}: {note}" for note, n in counts.items()]
+    return [f"{counted(n, 'series', 'series')}: {note}" for note, n in counts.items()]

@@ -96,7 +96,7 @@ def test_json_is_alone_on_stdout_and_whole(at: Run) -> None:
         2,
         "promql",
     )
-    assert problem["docs"] == "docs/checks.md#promqlsyntax"
+    assert result.stdout.count("\n") == 1
     assert [(p["code"], p["reason"]) for p in document["silenced"]] == [("promql/bare-counter", "known")]
 
 
@@ -109,6 +109,13 @@ def test_github_gets_annotations_on_the_right_lines(at: Run) -> None:
     assert lines[0].endswith("is not closed%0A  sum(requests%0A     ^")
     assert lines[1].startswith("::warning file=missions/w.yaml,line=2,title=promql/bare-counter warned::")
     assert len(lines) == 2
+
+
+def test_outside_of_git_nobody_speaks_of_histories(at: Run) -> None:
+    write(good=GOOD)
+    result = at("mission", "validate", "--offline", "--changed-since", "main")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.endswith("hint: --changed-since needs the Git repository of the mission files\n")
 
 
 def test_a_source_that_is_away_is_said_and_exits_4(at: Run) -> None:

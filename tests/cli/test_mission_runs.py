@@ -127,6 +127,9 @@ def test_without_a_folder_of_missions_the_way_out_is_told(at: Run, store: Memory
     result = at("detect")
     assert result.exit_code == 2
     assert "there is no missions/ here" in result.stderr
+    assert "hint: name FILES, or a query by --promql" in result.stderr
+    for command in (["mission", "plan"], ["run"], ["mission", "validate", "--offline"]):
+        assert "hint: name FILES, or write a first one: `at mission init`" in at(*command).stderr
     Path("missions").mkdir()
     result = at("detect")
     assert result.exit_code == 3

@@ -142,7 +142,8 @@ def test_without_a_terminal_apply_and_delete_need_a_yes(project: servers.Server,
     for args in (["apply"], ["delete", "cli-a"]):
         result = at("mission", *args)
         assert (result.exit_code, result.stdout) == (2, "")
-        assert "--yes" in result.stderr
+        look = "at mission plan" if args == ["apply"] else "at mission show cli-a"
+        assert f"add --yes, after a look at `{look}`" in result.stderr
 
 
 @pytest.mark.servers
@@ -177,8 +178,11 @@ def test_pause_resume_show_run_and_delete(project: servers.Server, at: Run) -> N
     assert "promql: up" in shown
     assert "paused until" in at("mission", "list").stdout
     assert "1 paused" in at("mission", "plan").stdout
-    at("mission", "resume", "cli-a")
-    assert json.loads(at("mission", "show", "cli-a", "-o", "json").stdout)["paused"] is None
+    assert at("mission", "resume", "cli-a").stdout == "cli-a goes on with its next run\n"
+    assert at("mission", "resume", "cli-a").stdout == "cli-a is not paused\n"
+    shown = json.loads(at("mission", "show", "cli-a", "-o", "json").stdout)
+    assert shown["paused"] is None
+    assert shown["since"].endswith("Z")
     assert at("mission", "run", "cli-a").stdout == "started a forecast and a detection of cli-a\n"
     assert at("mission", "delete", "cli-a", "--yes").stdout == "deleted cli-a\n"
     for command in ("show", "run", "pause", "resume"):
@@ -249,7 +253,8 @@ def test_adopt_writes_a_file_and_removes_schedules_only_when_they_are_deployed(
     base = f"deployments/{base_deployments(project.url)['forecast']}/schedules"
     body = {"schedule": {"interval": 3600}, "parameters": {"promql": "adopted", "model_type": "profile"}}
     [made] = api(project.url, "POST", base, [body])
-    assert "are deployed" not in at("mission", "adopt", "--out", "missions/adopted.yaml").stderr
+    written = at("mission", "adopt", "--out", "missions/adopted.yaml")
+    assert (written.stdout, written.stderr) == ("wrote 1 mission into missions/adopted.yaml\n", "")
     [mission] = [
         one.mission for one in load_missions(["missions/adopted.yaml"]).missions if one.mission.promql == "adopted"
     ]
@@ -257,7 +262,7 @@ def test_adopt_writes_a_file_and_removes_schedules_only_when_they_are_deployed(
     assert f"{mission.name} is not deployed yet" in too_early.stderr
     assert made["id"] in {schedule["id"] for schedule in api(project.url, "GET", base)}
     at("mission", "apply", "--yes")
-    assert f"removed 1 hand-made schedules of {mission.name}" in at("mission", "adopt", "--yes").stderr
+    assert f"removed 1 hand-made schedule of {mission.name}" in at("mission", "adopt", "--yes").stderr
     assert made["id"] not in {schedule["id"] for schedule in api(project.url, "GET", base)}
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
 
 import anomaly_times.cli.options
 from anomaly_times.cli import app
@@ -43,6 +44,8 @@ def test_version_and_help(at: Run) -> None:
     assert at("--version").stdout.startswith("anomaly-times 0.")
     shown = at("--help")
     assert shown.exit_code == 0
+    told = "".join(shown.stdout.partition("Exit codes: ")[2:]).replace("\n", " ").split(", ")
+    assert [int(one.split()[0]) for one in told] == [*range(7), 130]
     for command in ("forecast", "detect", "models", "doctor", "demo"):
         assert f"  {command} " in shown.stdout
     assert "..." not in shown.stdout.partition("Commands:")[2]  # no summary is cut
@@ -115,6 +118,10 @@ def test_ctrl_c_ends_cleanly(at: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anomaly_times.cli.options, "query_from_options", _raising(KeyboardInterrupt()))
     result = at("detect", "--promql", "up")
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")
+    # While a command is still being looked up, too.
+    monkeypatch.setattr(TyperGroup, "make_context", _raising(KeyboardInterrupt()))
+    early = at("detect", "--promql", "up")
+    assert (early.exit_code, early.stdout, early.stderr) == (130, "", "interrupted\n")
 
 
 @pytest.mark.parametrize("form", ["json", "table"])
