@@ -23,7 +23,7 @@ name: steady
 promql: steady
 step: 1s
 season: none
-forecast: {every: 30s, lookback: 2m, horizon: 60s, model: seasonal_naive}
+forecast: {every: 30s, lookback: 2m, horizon: 75s, model: seasonal_naive}
 detect: {every: 10s}
 """
 
