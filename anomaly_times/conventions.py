@@ -15,12 +15,15 @@ from anomaly_times.panel import Labels
 
 __all__ = [
     "DETECTION_DEPLOYMENT",
+    "FAILED",
     "FORECASTING_DEPLOYMENT",
     "FORECAST_METRICS",
+    "LABEL_KIND",
     "LABEL_METRIC",
     "LABEL_MISSION",
     "LOWER",
     "MISSION_NAME",
+    "OUR_METRICS",
     "PRED",
     "SCORE",
     "TAG",
@@ -45,9 +48,13 @@ LOWER = "anomaly_lower"
 UPPER = "anomaly_upper"
 SCORE = "anomaly_score"
 FORECAST_METRICS = (PRED, LOWER, UPPER)
+FAILED = "anomaly_mission_failed"
+"""1 at the time of a run in which a mission failed, with the labels `mission` and `kind`."""
+OUR_METRICS = (*FORECAST_METRICS, SCORE, FAILED)
 
 LABEL_MISSION = "mission"
 LABEL_METRIC = "metric"
+LABEL_KIND = "kind"
 
 MISSION_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62})")
 """What a mission may be called (full match): at most 63 characters."""

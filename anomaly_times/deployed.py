@@ -20,7 +20,17 @@ from anomaly_times.conventions import TAG, TAG_PAUSED, pack_tag, project_tag, va
 from anomaly_times.errors import MissionError
 from anomaly_times.mission import Mission
 
-__all__ = ["MAX_BYTES", "SPEC", "DeployedMission", "Pause", "from_value", "packs_of", "project_of", "to_value"]
+__all__ = [
+    "MAX_BYTES",
+    "SPEC",
+    "DeployedMission",
+    "Pause",
+    "from_value",
+    "packs_of",
+    "project_of",
+    "to_value",
+    "with_pause",
+]
 
 SPEC = 1
 MAX_BYTES = 5_000
@@ -69,17 +79,28 @@ def to_value(deployed: DeployedMission) -> dict[str, Any]:
         # By way of text, in which infinity is a string, as JSON has no number for it.
         "mission": msgspec.json.decode(deployed.mission.model_dump_json(exclude_defaults=True)),
     }
-    if deployed.paused:
-        until = deployed.paused.until
-        value["paused"] = {"until": until.isoformat() if until else None, "reason": deployed.paused.reason}
     value["digest"] = _digest(value)
-    size = len(msgspec.json.encode(value))
+    return with_pause(value, deployed.paused)
+
+
+def with_pause(value: Mapping[str, Any], pause: Pause | None) -> dict[str, Any]:
+    """The value of a Variable with another pause, and nothing else of it changed.
+
+    What a newer version wrote stays, and what somebody edited stays known as edited.
+
+    Raises:
+        MissionError: it would be larger than `MAX_BYTES`.
+    """
+    out = {key: part for key, part in value.items() if key != "paused"}
+    if pause:
+        out["paused"] = {"until": pause.until.isoformat() if pause.until else None, "reason": pause.reason}
+    size = len(msgspec.json.encode(out))
     if size > MAX_BYTES:
         raise MissionError(
-            f"mission {deployed.mission.name} takes {size:,} bytes; a deployed one may take {MAX_BYTES:,}",
-            hint="shorten its query or description, or record the query as a rule on the server",
+            f"mission {value['mission'].get('name')} takes {size:,} bytes; a deployed one may take {MAX_BYTES:,}",
+            hint="shorten its query or description (or the reason of a pause), or record the query as a rule",
         )
-    return value
+    return out
 
 
 def from_value(name: str, value: object, tags: Sequence[str]) -> DeployedMission:

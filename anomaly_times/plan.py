@@ -27,11 +27,12 @@ from anomaly_times.conventions import (
     variable_name,
 )
 from anomaly_times.deployed import SPEC, DeployedMission, Pause, from_value, packs_of, project_of, to_value
-from anomaly_times.durations import EPOCH, format_duration
+from anomaly_times.durations import EPOCH, format_duration, iso_utc
 from anomaly_times.errors import MissionError, PrefectError, UsageError
 from anomaly_times.mission import Mission
 
 __all__ = [
+    "IDENTITY_FIELDS",
     "KINDS",
     "PACK_SIZE",
     "Change",
@@ -53,6 +54,7 @@ __all__ = [
     "build_plan",
     "first_cutoff",
     "first_runs",
+    "new_missions",
     "pack_phase",
     "read_saved",
     "restart",
@@ -71,7 +73,7 @@ _FORMAT = 1
 _NEW_FOR = timedelta(hours=1)
 """So long after its `since` a mission is looked after until its first forecast has been started."""
 _MANY = 5
-"""More new missions than this in one pack get one run of the pack: each run costs a process."""
+"""More new missions than this in one pack get one run together: each run costs a process."""
 
 IDENTITY = "identity changes, forecasts restart"
 RESTART = "forecasts restart"
@@ -81,11 +83,15 @@ GATES = "scores are counted differently from now on"
 SCHEDULE = "schedule only"
 NEXT_RUN = "takes effect with the next run"
 NOTE = "nothing that runs changes"
-_STRONGEST_FIRST = (IDENTITY, MODEL, BOUNDS, GATES, SCHEDULE, NEXT_RUN, NOTE)
+_STRONGEST_FIRST = (IDENTITY, RESTART, MODEL, BOUNDS, GATES, SCHEDULE, NEXT_RUN, NOTE)
 
-_IDENTITY = ("promql", "step", "source", "labels")
+IDENTITY_FIELDS = ("promql", "step", "source", "labels")
+"""What a forecast must share with a mission, to be one of it."""
+_RESTART_FIELDS = (*IDENTITY_FIELDS, "write")
+"""And the place where it is kept, for what is in the old one is not looked at any more."""
 _MEANINGS: Mapping[str, str] = {
-    **dict.fromkeys(_IDENTITY, IDENTITY),
+    **dict.fromkeys(IDENTITY_FIELDS, IDENTITY),
+    "write": RESTART,
     **dict.fromkeys(("season", "timezone", "forecast.model", "forecast.lookback", "forecast.exclude"), MODEL),
     **dict.fromkeys(("forecast.level", "forecast.interval_scale", "detect.valid_range"), BOUNDS),
     **dict.fromkeys(("detect.direction", "detect.min_deviation", "detect.min_relative_deviation"), GATES),
@@ -307,15 +313,18 @@ class Plan:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many missions fall under each word."""
+        """How many missions fall under each word; drifted are also schedules of which no such mission tells."""
         updates = self.of(Update)
+        drifted = [update for update in updates if update.drift]
+        told = {slug for update in drifted for slug in update.target.packs}
+        schedules = [s for s in self.schedules if s.drift and s.schedule.slug not in told]
         return {
             "create": len(self.of(Create)),
             "update": len(updates),
             "delete": len(self.of(Delete)),
             "unchanged": len(self.of(Keep)),
             "paused": len(self.paused),
-            "drifted": sum(bool(u.drift) for u in updates) + sum(bool(s.drift) for s in self.schedules),
+            "drifted": len(drifted) + len(schedules),
             "left": len(self.of(Leave)),
             "refused": len(self.of(Refuse)),
         }
@@ -427,7 +436,7 @@ def restart(before: Mission, after: Mission, *, now: datetime, since: datetime |
         now: with a time zone.
         since: from which cutoff on those of `before` count; `None` where that is not known, so that none can.
     """
-    if since is not None and all(getattr(before, name) == getattr(after, name) for name in _IDENTITY):
+    if since is not None and all(getattr(before, name) == getattr(after, name) for name in _RESTART_FIELDS):
         return None
     end = now
     if after.step < before.step:
@@ -444,7 +453,7 @@ def _over(pause: Pause, now: datetime) -> bool:
 def _pause(pause: Pause | None) -> str | None:
     if pause is None:
         return None
-    return f"until {pause.until.isoformat()}" if pause.until else "until resumed"
+    return f"until {iso_utc(pause.until)}" if pause.until else "until resumed"
 
 
 def _fields(before: Mission, after: Mission) -> Iterator[FieldChange]:
@@ -567,37 +576,55 @@ def _schedule_drift(now: PackSchedule, wanted: PackSchedule) -> str:
 
 @dataclass(frozen=True)
 class FirstRun:
-    """A forecast to start besides the schedules; runs of one `key` are one run, however often they are asked for."""
+    """A run to start besides the schedules; those of one `key` are one run, however often it is asked for."""
 
-    parameters: Mapping[str, str]
+    parameters: Mapping[str, str | Sequence[str]]
     key: str
     at: datetime
 
+    @property
+    def missions(self) -> str:
+        """What it is about, in words."""
+        names = self.parameters["mission"]
+        return names if isinstance(names, str) else f"{len(names)} missions"
 
-def first_runs(plan: Plan, *, now: datetime) -> list[FirstRun]:
-    """The first forecasts of missions that are new or have a new identity.
 
-    Also of those that became so lately: an apply that was cut off may have left them without one. Each waits for the
-    first cutoff that counts.
+def new_missions(plan: Plan, *, now: datetime) -> list[DeployedMission]:
+    """The missions that are new or have a new identity.
+
+    Also those that became so lately: an apply that was cut off may have left them without a first forecast.
     """
-    new: dict[tuple[str, datetime], list[DeployedMission]] = {}
+    found = []
     for change in plan.changes:
         if not isinstance(change, (Create, Update, Keep)) or change.target.paused:
             continue
         target = change.target
         fresh = isinstance(change, Create) or (isinstance(change, Update) and change.restarts)
         if fresh or target.since > now - _NEW_FOR - target.mission.step - target.mission.offset:
-            # By `since`, so that a rerun finds the same groups, and so the same keys.
-            new.setdefault((target.packs[0], target.since), []).append(target)
+            found.append(target)
+    return found
+
+
+def first_runs(
+    new: Iterable[DeployedMission], *, now: datetime, asked: Mapping[str, datetime] | None = None
+) -> list[FirstRun]:
+    """The first forecasts of new missions, each as soon as there is a cutoff that counts.
+
+    Args:
+        new: as `new_missions` gives them.
+        now: with a time zone.
+        asked: by name the last time for which a forecast was asked for; where that was late enough, none is due.
+    """
+    due: dict[tuple[str, datetime], list[str]] = {}
+    for target in new:
+        name, earliest = target.mission.name, first_cutoff(target.mission, target.since) + target.mission.offset
+        if asked is None or asked.get(name, EPOCH) < earliest:
+            due.setdefault((target.packs[0], max(earliest, now)), []).append(name)
     runs = []
-    for (slug, since), members in sorted(new.items()):
-        groups = [members] if len(members) > _MANY else [[member] for member in members]
-        for group in groups:
-            names = sorted(member.mission.name for member in group)
-            digest = hashlib.sha256(repr((slug, since.isoformat(), names)).encode()).hexdigest()[:24]
-            parameters = {"pack": slug} if len(group) > 1 else {"mission": group[0].mission.name}
-            at = max(max(first_cutoff(member.mission, member.since) + member.mission.offset for member in group), now)
-            runs.append(FirstRun(parameters, f"at-first-{digest}", at))
+    for (slug, at), names in sorted(due.items()):
+        for group in [sorted(names)] if len(names) > _MANY else [[name] for name in sorted(names)]:
+            digest = hashlib.sha256(repr((slug, at.isoformat(), group)).encode()).hexdigest()[:24]
+            runs.append(FirstRun({"mission": group if len(group) > 1 else group[0]}, f"at-first-{digest}", at))
     return runs
 
 
@@ -665,7 +692,7 @@ def to_document(plan: Plan) -> dict[str, Any]:
         "summary": plan.counts,
         "changes": [entry for change in plan.changes if (entry := _entry(change))],
         "paused": [
-            {"name": d.mission.name, "until": d.paused.until and d.paused.until.isoformat(), "reason": d.paused.reason}
+            {"name": d.mission.name, "until": d.paused.until and iso_utc(d.paused.until), "reason": d.paused.reason}
             for d in plan.paused
             if d.paused
         ],

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from anomaly_times.deployed import DeployedMission, Pause, from_value, to_value
+from anomaly_times.deployed import DeployedMission, Pause, from_value, to_value, with_pause
 from anomaly_times.errors import MissionError
 from anomaly_times.mission import Mission
 
@@ -67,3 +67,15 @@ def test_a_value_that_is_no_mission_at_all_is_named() -> None:
 def test_a_mission_too_large_for_prefect_is_refused() -> None:
     with pytest.raises(MissionError, match=r"5,000"):
         to_value(deployed(description="x" * 5000))
+
+
+def test_a_pause_changes_nothing_else_of_a_value() -> None:
+    value = {**to_value(deployed()), "novel": 1}
+    value["mission"] = {**value["mission"], "promql": "down", "later": {"a": 1}}
+    resting = with_pause(value, Pause(SINCE, "why"))
+    assert {key: resting[key] for key in value} == value
+    read = from_value("at_a_b", resting, deployed().tags)
+    assert (read.paused, read.edited) == (Pause(SINCE, "why"), True)
+    assert with_pause(resting, None) == value
+    with pytest.raises(MissionError, match=r"5,000"):
+        with_pause(value, Pause(None, "x" * 5000))

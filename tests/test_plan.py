@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from anomaly_times import plan as plan_module
 from anomaly_times.conventions import variable_name
 from anomaly_times.deployed import DeployedMission, Pause, to_value
 from anomaly_times.errors import MissionError, PrefectError, UsageError
@@ -19,6 +20,7 @@ from anomaly_times.plan import (
     PACK_SIZE,
     Create,
     Delete,
+    FirstRun,
     Found,
     Keep,
     Leave,
@@ -30,7 +32,7 @@ from anomaly_times.plan import (
     Update,
     build_plan,
     first_cutoff,
-    first_runs,
+    new_missions,
     pack_phase,
     read_saved,
     saved,
@@ -73,6 +75,10 @@ def applied(plan: Plan, before: State = EMPTY) -> State:
 
 def deployed(*missions: Mission) -> State:
     return applied(build_plan(missions, EMPTY, project="shop", now=NOW))
+
+
+def first_runs(plan: Plan, *, now: datetime, asked: dict[str, datetime] | None = None) -> list[FirstRun]:
+    return plan_module.first_runs(new_missions(plan, now=now), now=now, asked=asked)
 
 
 def planned(missions: Sequence[Mission], state: State, *, prune: bool = False, project: str = "shop") -> Plan:
@@ -205,6 +211,10 @@ def test_a_variable_edited_into_nonsense_is_drift_and_keeps_its_packs(nonsense: 
     assert "at_a_b" in update.drift
     assert update.target.packs == good.packs
     assert plan.schedules == ()
+    # Its schedules, if they are gone too, are no missions more that drifted.
+    lost = planned([mission()], replace(state, schedules=()))
+    assert (update.meaning, lost.counts["update"], lost.counts["drifted"]) == ("forecasts restart", 1, 1)
+    assert len(lost.schedules) == 2
 
 
 def test_an_edited_variable_is_drift_with_its_fields() -> None:
@@ -218,6 +228,29 @@ def test_an_edited_variable_is_drift_with_its_fields() -> None:
     assert update.drift == "edited by hand"
     assert [(f.field, f.old, f.new) for f in update.fields] == [("promql", "down", "up")]
     assert plan.counts["drifted"] == 1
+
+
+@pytest.mark.parametrize("since", ["2027-01-01T00:00:00+00:00", "9999-12-31T23:59:59+00:00", "1970-01-01T00:00:00Z"])
+def test_a_since_that_was_edited_by_hand_is_put_right(since: str) -> None:
+    state = deployed(mission())
+    good = state.found["a-b"].deployed
+    assert good is not None
+    value = {**to_value(good), "since": since}
+    plan = planned([mission()], replace(state, found={"a-b": found(good, value=value)}))
+    [update] = plan.of(Update)
+    assert (update.drift, update.fields, update.target.since) == ("edited by hand", (), LATER)
+    assert (update.restarts, update.waits, update.meaning) == (True, False, "forecasts restart")
+    assert len(first_runs(plan, now=LATER)) == 1
+
+
+def test_a_pause_without_a_zone_breaks_its_mission_alone() -> None:
+    state = deployed(mission(), mission("c"))
+    good = state.found["a-b"].deployed
+    assert good is not None
+    value = {**to_value(good), "paused": {"until": "2026-03-02T12:00:00", "reason": ""}}
+    plan = planned([mission(), mission("c")], replace(state, found={**state.found, "a-b": found(good, value=value)}))
+    [update] = plan.of(Update)
+    assert (update.name, update.drift) == ("a-b", "the Variable at_a_b holds a time without a zone")
 
 
 def test_a_variable_that_holds_another_mission_is_broken() -> None:
@@ -391,7 +424,19 @@ def test_new_missions_get_a_first_forecast_each_and_many_share_one() -> None:
     first = datetime(2026, 3, 1, 12, 1, 30, tzinfo=UTC), datetime(2026, 3, 1, 12, 5, 30, tzinfo=UTC)
     assert [(run.parameters, run.at) for run in runs] == [({"mission": "a"}, first[0]), ({"mission": "b"}, first[1])]
     many = build_plan([mission(f"m-{i}") for i in range(20)], EMPTY, project="shop", now=NOW)
-    assert [run.parameters for run in first_runs(many, now=NOW)] == [{"pack": "at:shop:forecast:1h:00"}]
+    names = sorted(f"m-{i}" for i in range(20))
+    assert [(run.parameters, run.missions) for run in first_runs(many, now=NOW)] == [
+        ({"mission": names}, "20 missions")
+    ]
+
+
+def test_minutely_missions_do_not_wait_for_the_first_cutoff_of_hourly_ones() -> None:
+    missions = [mission(f"m-{i}", step="1h" if i % 2 else "1m") for i in range(20)]
+    runs = first_runs(build_plan(missions, EMPTY, project="shop", now=NOW), now=NOW)
+    assert [(run.at.isoformat(), len(run.parameters["mission"])) for run in runs] == [
+        ("2026-03-01T12:01:30+00:00", 10),
+        ("2026-03-01T13:00:30+00:00", 10),
+    ]
 
 
 def test_a_first_forecast_after_a_new_identity_waits_for_the_first_cutoff_that_counts() -> None:
@@ -401,12 +446,38 @@ def test_a_first_forecast_after_a_new_identity_waits_for_the_first_cutoff_that_c
     assert run.at == datetime(2026, 3, 1, 12, 5, 30, tzinfo=UTC)
 
 
-def test_a_rerun_starts_the_same_first_forecast_and_an_hour_later_none() -> None:
+def test_a_rerun_starts_no_first_forecast_that_was_asked_for_and_an_hour_later_none() -> None:
+    missions = [mission(f"m-{i}") for i in range(10)]
+    state = deployed(*missions)
+    soon, later = NOW + timedelta(minutes=2), NOW + timedelta(minutes=5)
+    asked = {one.name: datetime(2026, 3, 1, 12, 1, 30, tzinfo=UTC) for one in missions}
+    again = build_plan(missions, state, project="shop", now=soon)
+    assert first_runs(again, now=soon, asked=asked) == []
+    # An apply that was cut off, or a run that failed: those that are left, now.
+    del asked["m-3"], asked["m-4"]
+    assert [(run.parameters, run.at) for run in first_runs(again, now=soon, asked=asked)] == [
+        ({"mission": "m-3"}, soon),
+        ({"mission": "m-4"}, soon),
+    ]
+    # Fewer missions, or another cadence, are nothing new.
+    rest = [mission("m-0", forecast={"every": "2h"}), *missions[1:3], *missions[5:]]
+    assert first_runs(build_plan(rest, state, project="shop", now=later), now=later, asked=asked) == []
+    assert first_runs(planned(missions, state), now=LATER) == []
+
+
+def test_a_mission_that_changes_again_needs_another_first_forecast() -> None:
     state = deployed(mission())
-    first = first_runs(build_plan([mission()], EMPTY, project="shop", now=NOW), now=NOW)
-    again = first_runs(build_plan([mission()], state, project="shop", now=NOW), now=NOW + timedelta(minutes=5))
-    assert [run.key for run in again] == [run.key for run in first]
-    assert first_runs(planned([mission()], state), now=LATER) == []
+    asked = {"a-b": datetime(2026, 3, 1, 12, 1, 30, tzinfo=UTC)}
+    now = NOW + timedelta(minutes=2)
+    [run] = first_runs(build_plan([mission(promql="x")], state, project="shop", now=now), now=now, asked=asked)
+    assert run.at == datetime(2026, 3, 1, 12, 3, 30, tzinfo=UTC)
+
+
+def test_another_place_for_forecasts_starts_them_anew() -> None:
+    plan = planned([mission(write="at_detection")], deployed(mission()))
+    [update] = plan.of(Update)
+    assert (update.restarts, update.meaning, update.target.since) == (True, "forecasts restart", LATER)
+    assert [run.parameters for run in first_runs(plan, now=LATER)] == [{"mission": "a-b"}]
 
 
 def test_a_paused_mission_gets_no_first_forecast() -> None:

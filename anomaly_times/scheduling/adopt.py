@@ -8,8 +8,9 @@ from typing import Any
 
 from anomaly_times.conventions import Kind
 from anomaly_times.durations import format_duration
-from anomaly_times.errors import AnomalyTimesError
+from anomaly_times.errors import AnomalyTimesError, UsageError
 from anomaly_times.mission import Mission
+from anomaly_times.plan import IDENTITY_FIELDS
 from anomaly_times.scheduling.handmade import mission_by_hand
 from anomaly_times.scheduling.server import BaseDeployment, PrefectServer, read_timing
 from anomaly_times.settings import Settings
@@ -30,6 +31,7 @@ class HandMade:
 class Adoption:
     """Missions that hand-made schedules amount to, with the schedules of each, and why others amount to none."""
 
+    settings: Settings
     missions: dict[str, Mission] = field(default_factory=dict)
     schedules: dict[str, list[HandMade]] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
@@ -39,12 +41,15 @@ def find_handmade(bases: Sequence[BaseDeployment], settings: Settings) -> Adopti
     """The missions that schedules with a `promql` amount to.
 
     A forecast and a detection of one query become one mission, which keeps the name that their results carry. Where
-    both set the same parameter differently, the one of the schedule that it is about holds.
+    both set the same parameter differently, the one of the schedule that it is about holds. Two that share a name and
+    not what they watch become no mission together: the first is taken, the other left.
     """
     parameters: dict[str, dict[str, Any]] = {}
-    adoption = Adoption()
+    first: dict[str, Mission] = {}
+    adoption = Adoption(settings)
     for base in bases:
-        for schedule in base.schedules:
+        # The oldest first: of two that share a name it is the one that stands for it.
+        for schedule in sorted(base.schedules, key=lambda schedule: str(schedule.get("created"))):
             given = schedule["parameters"] or {}
             if "promql" not in given or str(schedule.get("slug") or "").startswith("at:"):
                 continue
@@ -61,9 +66,19 @@ def find_handmade(bases: Sequence[BaseDeployment], settings: Settings) -> Adopti
             if timing is None:
                 adoption.left.append(f"{what} is neither an interval nor a cron line")
                 continue
-            known = parameters.setdefault(mission.name, {})
-            _merge(known, mission, base.kind, timing)
-            adoption.schedules.setdefault(mission.name, []).append(HandMade(base.kind, base.id, schedule["id"]))
+            watched = _resolved(mission, settings)
+            other = next(
+                (n for n in IDENTITY_FIELDS if _differ(n, first.setdefault(mission.name, watched), watched)), ""
+            )
+            made = adoption.schedules.setdefault(mission.name, [])
+            if other:
+                adoption.left.append(f"{what} has another {other} than the first one of the name {mission.name}")
+                continue
+            if any(one.kind == base.kind for one in made):
+                adoption.left.append(f"{what} is the second one of {mission.name}, which can have one cadence")
+                continue
+            _merge(parameters.setdefault(mission.name, {}), mission, base.kind, timing)
+            made.append(HandMade(base.kind, base.id, schedule["id"]))
     for name, spec in parameters.items():
         try:
             adoption.missions[name] = Mission.model_validate(spec)
@@ -75,17 +90,35 @@ def find_handmade(bases: Sequence[BaseDeployment], settings: Settings) -> Adopti
 def remove_adopted(server: PrefectServer, adoption: Adoption, *, project: str) -> list[str]:
     """Remove the hand-made schedules of missions that are deployed in `project`; gives the names of those missions.
 
+    A deployed mission of that name that watches something else takes the place of no schedule.
+
     Raises:
         PrefectError: the server fails.
     """
     removed = []
-    for name, schedules in adoption.schedules.items():
+    for name, mission in adoption.missions.items():
         found = server.read_mission(name)
-        if found is not None and found.project == project and found.deployed is not None:
-            for schedule in schedules:
-                server.delete_schedule(schedule.deployment, schedule.id)
-            removed.append(name)
+        if found is None or found.project != project or found.deployed is None:
+            continue
+        try:
+            deployed = _resolved(found.deployed.mission, adoption.settings)
+        except UsageError:
+            continue  # of a source that is not known here, so not the one of the schedules
+        if any(_differ(one, deployed, _resolved(mission, adoption.settings)) for one in IDENTITY_FIELDS):
+            continue
+        for schedule in adoption.schedules[name]:
+            server.delete_schedule(schedule.deployment, schedule.id)
+        removed.append(name)
     return removed
+
+
+def _resolved(mission: Mission, settings: Settings) -> Mission:
+    """The mission with its source by name, where it had none."""
+    return mission.model_copy(update={"source": settings.named_source(mission.source)[0]})
+
+
+def _differ(name: str, one: Mission, other: Mission) -> bool:
+    return bool(getattr(one, name) != getattr(other, name))
 
 
 def _cadence(schedule: Mapping[str, Any]) -> dict[str, str] | None:
@@ -109,4 +142,6 @@ def _merge(known: dict[str, Any], mission: Mission, kind: Kind, cadence: Mapping
     part.pop("every", None)
     if zone := cadence.get("timezone"):
         known.setdefault("timezone", zone)
-    known[kind] = {**known.get(kind, {}), **part, **{k: v for k, v in cadence.items() if k != "timezone"}}
+    # Its schedule says when, whatever a parameter beside it says.
+    inherited = {k: v for k, v in known.get(kind, {}).items() if k not in ("every", "cron")}
+    known[kind] = {**inherited, **part, **{k: v for k, v in cadence.items() if k != "timezone"}}

@@ -39,7 +39,7 @@ class DeployedBase:
 def deploy_bases(
     server: PrefectServer, *, work_pool: str | None = None, image: str | None = None
 ) -> tuple[Sequence[DeployedBase], Sequence[str]]:
-    """Make or refresh both base deployments; schedules, parameters and pauses on them stay as they are.
+    """Make or refresh both base deployments; schedules, parameters, pauses, tags and queues stay as they are.
 
     Args:
         server: to deploy on.
@@ -66,11 +66,13 @@ def deploy_bases(
             "pull_steps": [],
             "description": flow.description,
             "version": version("anomaly-times"),
-            "tags": [TAG],
+            "tags": sorted({TAG, *(base.tags if base else ())}),
             "parameter_openapi_schema": parameter_schema(flow).model_dump(),
             "enforce_parameter_schema": True,
-            "work_pool_name": pool,
         }
+        if base is None or pool != base.work_pool:
+            # Even to say it again would take the deployment out of its queue.
+            spec["work_pool_name"] = pool
         if image:
             spec["job_variables"] = {**(base.job_variables if base else {}), "image": image}
         server.deploy_base(kind, base.id if base else None, spec)

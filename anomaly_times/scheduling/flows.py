@@ -1,7 +1,7 @@
 """The flows that Prefect schedules, `forecasting` and `detection`, and tasks for flows of one's own.
 
 Both flows take the same parameters, so one set serves both of a query's schedules. What to work on is one of `promql`
-(a query, with everything about it in the other parameters), `mission` (a deployed one, by name) or `pack` (the slug of
+(a query, with everything about it in the other parameters), `mission` (deployed ones, by name) or `pack` (the slug of
 a schedule that `at mission apply` made). The time to work for is always now: a run that is late does what its newer
 neighbours would have done, and they find it done.
 """
@@ -12,10 +12,10 @@ import asyncio
 import inspect
 import itertools
 import os
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from typing import Any, ParamSpec, TypeVar
@@ -31,8 +31,8 @@ from prefect.exceptions import ParameterTypeError
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
-from anomaly_times.conventions import MISSION_NAME, Kind, mission_of_variable, pack_tag, variable_name
-from anomaly_times.deployed import DeployedMission, from_value
+from anomaly_times.conventions import FAILED, MISSION_NAME, Kind, mission_of_variable, pack_tag, variable_name
+from anomaly_times.deployed import from_value
 from anomaly_times.durations import parse_duration
 from anomaly_times.errors import AnomalyTimesError, MissionError, PrefectError, UsageError
 from anomaly_times.mission import Direction, Missing, Mission
@@ -48,14 +48,17 @@ from anomaly_times.passes import (
 from anomaly_times.scheduling.handmade import mission_by_hand
 from anomaly_times.scheduling.lease import hold
 from anomaly_times.scheduling.server import PAGE, joined
+from anomaly_times.scoring import format_score
 from anomaly_times.settings import Settings, WriteMode, load_settings
 from anomaly_times.stores import Store, Written, open_store
 from anomaly_times.stores.prometheus import PrometheusStore
+from anomaly_times.stores.writing import write_failures
 
 __all__ = ["detect", "detection", "forecast", "forecasting", "read", "write"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 _READS = 20
 """Attempts to read a list that changes while it is read."""
@@ -111,7 +114,7 @@ class _CheckedFlow(Flow[P, R]):
 def _flow(name: str, description: str) -> _CheckedFlow[..., Coroutine[Any, Any, State[None]]]:
     async def run(
         promql: str | None = None,
-        mission: str | None = None,
+        mission: str | list[str] | None = None,
         pack: str | None = None,
         model_type: str = "auto",
         model_params: dict[str, Any] | None = None,
@@ -139,7 +142,7 @@ def _flow(name: str, description: str) -> _CheckedFlow[..., Coroutine[Any, Any, 
 
         Args:
             promql: the query; all other parameters but `mission` and `pack` are about it.
-            mission: the name of a deployed mission, instead.
+            mission: the name of a deployed mission, or of several, instead.
             pack: the slug of a pack of deployed missions, instead.
             model_type: the model that forecasts, see `at models`; no effect on a detection.
             model_params: parameters of the model.
@@ -274,39 +277,44 @@ async def _run(given: Mapping[str, Any]) -> State[None]:
     try:
         settings = load_settings()
         what, which = _subject(given, kind, run)
+        # Before missions are read: what is made of one that changes meanwhile is older than its new `since`.
+        now = datetime.now(UTC)
+        if what == "promql":
+            return await _work(kind, _Work([mission_by_hand(given, settings)]), settings, now)
         async with get_client() as client:
-            if what == "promql":
-                return await _work(kind, _Work([mission_by_hand(given, settings)]), settings)
             if what == "mission":
-                deployed = await _deployed(client, which)
-                return await _work(kind, _Work([deployed.mission], {which: deployed.since}), settings)
+                return await _work(kind, await _named(client, which), settings, now)
             # A slot that is lost comes again; a run that somebody asked for does not.
             terms: dict[str, Any] = {"due": run.expected_start_time} if run.auto_scheduled else {"patience": _PATIENCE}
-            async with hold(client, which, run=run.name, **terms) as lease:
+            async with hold(client, which[0], run=run.name, **terms) as lease:
                 if lease.refused:
                     return Completed(name="Skipped", message=lease.refused)
                 now = datetime.now(UTC)
-                state = await _work(kind, await _members(client, which, now), settings)
-                if state.is_completed():
-                    lease.done = now
+                state = await _work(kind, await _members(client, which[0], now), settings, now, lease.check)
+                # Failed or not: another run for an older slot would meet the same.
+                lease.done = now
                 return state
     except AnomalyTimesError as exc:
         get_run_logger().error(_sentence(exc))
         return Failed(message=_sentence(exc))
 
 
-def _subject(given: Mapping[str, Any], kind: Kind, run: FlowRun) -> tuple[str, str]:
-    """Which of `promql`, `mission`, `pack` says what to work on, and what it says.
+def _subject(given: Mapping[str, Any], kind: Kind, run: FlowRun) -> tuple[str, list[str]]:
+    """Which of `promql`, `mission`, `pack` says what to work on, and what it says; only `mission` may say several.
 
     Raises:
         UsageError: none of them, or several, or a pack of the other flow.
     """
-    said = {what: given[what].strip() for what in ("promql", "mission", "pack") if (given[what] or "").strip()}
+    said: dict[str, list[str]] = {}
+    for what in ("promql", "mission", "pack"):
+        words = [given[what]] if isinstance(given[what], str) else given[what] or []
+        if kept := [word.strip() for word in words if word.strip()]:
+            said[what] = kept
     creator = run.created_by
     if not said and creator is not None and creator.type == "SCHEDULE":
         # Prefect empties a schedule's parameters when somebody switches it on or off by its API; ours has its slug.
         slug = creator.display_value or ""
-        said = {"pack": slug} if slug.startswith("at:") else {}
+        said = {"pack": [slug]} if slug.startswith("at:") else {}
     if not said:
         raise UsageError(
             "the run has neither `promql` nor `mission` nor `pack`, so there is nothing to work on",
@@ -316,31 +324,54 @@ def _subject(given: Mapping[str, Any], kind: Kind, run: FlowRun) -> tuple[str, s
     if len(said) > 1:
         raise UsageError(f"{' and '.join(said)} say two things", hint="give one of them")
     what, which = said.popitem()
-    if what == "pack" and f":{kind}:" not in which:
-        raise UsageError(f"{which} is no {kind} pack", hint="the other flow runs it")
+    if what == "pack" and f":{kind}:" not in which[0]:
+        raise UsageError(f"{which[0]} is no {kind} pack", hint="the other flow runs it")
     return what, which
 
 
-async def _deployed(client: PrefectClient, name: str) -> DeployedMission:
-    if not MISSION_NAME.fullmatch(name):
-        raise UsageError(f"{name[:64]!r} is no name of a mission", hint="see `at mission list`")
-    variable = await client.read_variable_by_name(variable_name(name))
-    if variable is None:
-        raise MissionError(f"no mission {name} is deployed", hint="see `at mission list`, or apply its file")
-    return from_value(variable.name, variable.value, variable.tags)
+async def _named(client: PrefectClient, names: Sequence[str]) -> _Work:
+    """Deployed missions by name, paused or not: somebody asked for them."""
+    variables = {variable_name(name) for name in names if MISSION_NAME.fullmatch(name)}
+    found: list[dict[str, Any]] = []
+    for chunk in (sorted(variables)[i : i + PAGE] for i in range(0, len(variables), PAGE)):
+        asked = {"variables": {"name": {"any_": chunk}}, "limit": PAGE}
+        found += (await client.request("POST", "/variables/filter", json=asked)).json()
+    known = {mission_of_variable(variable["name"]) for variable in found}
+    missing: dict[str, AnomalyTimesError] = {
+        name[:64]: MissionError(f"no mission {name[:64]} is deployed", hint="see `at mission list`, or apply its file")
+        for name in names
+        if name not in known
+    }
+    work = _work_of(found, None)
+    return replace(work, broken={**work.broken, **missing})
 
 
 async def _members(client: PrefectClient, slug: str, now: datetime) -> _Work:
-    """The missions of a pack that are not paused."""
+    """The missions of a pack that are not paused.
+
+    Raises:
+        MissionError: it has no mission at all.
+    """
+    work = _work_of(await _tagged(client, pack_tag(slug)), now)
+    if not (work.missions or work.broken or work.paused):
+        raise MissionError(
+            f"no deployed mission is in the pack {slug}",
+            hint="is it spelt right? `at mission apply` removes the schedules of packs that are empty",
+        )
+    return work
+
+
+def _work_of(variables: Sequence[Mapping[str, Any]], now: datetime | None) -> _Work:
+    """The missions that Variables hold, less those that are paused at `now` where that is given."""
     missions, since, broken, paused = [], {}, {}, 0
-    for variable in await _tagged(client, pack_tag(slug)):
+    for variable in variables:
         try:
             deployed = from_value(variable["name"], variable["value"], variable["tags"])
         except MissionError as exc:
             broken[mission_of_variable(variable["name"]) or variable["name"]] = exc
             continue
         pause = deployed.paused
-        if pause is not None and (pause.until is None or pause.until > now):
+        if now is not None and pause is not None and (pause.until is None or pause.until > now):
             paused += 1
             continue
         missions.append(deployed.mission)
@@ -362,24 +393,65 @@ async def _tagged(client: PrefectClient, tag: str) -> Sequence[Mapping[str, Any]
     raise PrefectError("the missions of the pack change while they are read", hint="its next run tries again")
 
 
-async def _work(kind: Kind, work: _Work, settings: Settings) -> State[None]:
-    """Run the pass, store what it gives, and tell how it went."""
-    now = datetime.now(UTC)
+async def _work(
+    kind: Kind, work: _Work, settings: Settings, now: datetime, check: Callable[[], None] = lambda: None
+) -> State[None]:
+    """Run the pass, store what it gives, and tell how it went.
+
+    `check` raises where the run must go no further; it is asked before each mission, and before anything is stored.
+    """
 
     def run() -> tuple[Sequence[ForecastResult | DetectResult], Mapping[str, AnomalyTimesError], Written]:
         with _stores(work.missions, settings) as (stores, refused), ThreadPoolExecutor(_JOBS) as pool:
+
+            def mapper(function: Callable[[T], R], items: Iterable[T], /) -> Iterable[R]:
+                def unless_stopped(item: T) -> R:
+                    check()
+                    return function(item)
+
+                return pool.map(unless_stopped, items)
+
             able = [mission for mission in work.missions if mission.name not in refused]
-            results: Sequence[ForecastResult | DetectResult]
+            results: list[ForecastResult | DetectResult] = []
+            written = Written()
             if kind == "forecast":
-                results, written = write_forecasts(forecast_pass(able, stores, now=now, mapper=pool.map), stores)
+                for forecast in forecast_pass(able, stores, now=now, mapper=mapper):
+                    check()
+                    stored, sent = write_forecasts([forecast], stores)
+                    results += stored
+                    written += sent
             else:
-                found = detect_pass(able, stores, now=now, mapper=pool.map, since=work.since)
-                results, written = write_scores(found, stores)
+                found = detect_pass(able, stores, now=now, mapper=mapper, since=work.since)
+                check()
+                scored, written = write_scores(found, stores)
+                results += scored
         errors = {result.mission.name: result.error for result in results if result.error is not None}
         return results, {**work.broken, **refused, **errors}, written
 
     results, errors, written = await asyncio.to_thread(run)
+    if errors:
+        # A mission that could not be read is told to the default source, for it names none.
+        sources = dict.fromkeys(errors, "") | {m.name: m.source for m in work.missions if m.name in errors}
+        for untold in await asyncio.to_thread(_write_failures, kind, sources, settings, now):
+            get_run_logger().warning(untold)
     return await _report(kind, work, results, errors, written)
+
+
+def _write_failures(kind: Kind, sources: Mapping[str, str], settings: Settings, now: datetime) -> list[str]:
+    """Store as a metric which missions failed, each in its source; what prevented that, in words.
+
+    A folder of files takes no such metric.
+    """
+    untold = []
+    for source in sorted(set(sources.values())):
+        names = [name for name in sources if sources[name] == source]
+        try:
+            with open_store(settings.named_source(source)[1], state=settings.state_url) as store:
+                if isinstance(store, PrometheusStore):
+                    write_failures(store, kind, names, at=now)
+        except Exception as exc:  # noqa: BLE001 - how the run went is told whatever happens here
+            untold.append(f"{FAILED} of {_some(names)} was not stored: {exc}")
+    return untold
 
 
 async def _report(
@@ -432,14 +504,14 @@ def _row(result: ForecastResult, warned: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _worst(results: Sequence[ForecastResult | DetectResult]) -> str:
-    """The highest scores of this pass, each of another mission."""
+    """The highest scores of this pass that are over 0, each of another mission."""
     found = []
     for result in results:
         scores = result.scores if isinstance(result, DetectResult) and result.error is None else None
-        if scores is not None and np.isfinite(scores.score).any():
+        if scores is not None and (scores.score > 0).any():
             row, _ = np.unravel_index(np.nanargmax(scores.score), scores.score.shape)
             found.append((float(np.nanmax(scores.score)), f"{result.mission.name}{scores.labels[row]}"))
-    return ", ".join(f"{name} {score:.3g}" for score, name in sorted(found, reverse=True)[:_WORST])
+    return ", ".join(f"{name} {format_score(score)}" for score, name in sorted(found, reverse=True)[:_WORST])
 
 
 def _missions(count: int, done: str) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_logger
 
 from anomaly_times.conventions import lease_name
+from anomaly_times.errors import PrefectError
 
 __all__ = ["LEASE", "Lease", "hold"]
 
@@ -37,11 +40,25 @@ logger = get_logger("anomaly_times.lease")
 class Lease:
     """What `hold` answers. `refused` says why the pack must not run now, and is empty where it may.
 
-    Set `done` to the time that the run worked for once it has.
+    Set `done` to the time that the run worked for once it has. `until` is when the lease ends if nobody renews it, by
+    the monotonic clock.
     """
 
     refused: str = ""
     done: datetime | None = None
+    until: float = math.inf
+
+    def check(self) -> None:
+        """Nothing, while the pack is ours; safe to call from any thread.
+
+        Raises:
+            PrefectError: the lease was not renewed in time, or is gone, so that another run may have the pack.
+        """
+        if time.monotonic() > self.until:
+            raise PrefectError(
+                "this run lost its pack: its lease was not renewed in time, or somebody deleted it",
+                hint="the next run of the pack does the rest; did the worker stand still, or the Prefect server?",
+            )
 
 
 @asynccontextmanager
@@ -55,6 +72,9 @@ async def hold(
     lease: timedelta = LEASE,
 ) -> AsyncIterator[Lease]:
     """The lease of a pack while the body runs; renewed meanwhile, given back after it.
+
+    Whoever works under it calls `Lease.check` before each thing that two runs must not do at once. A server that is
+    away when the lease is given back gets a line in the log: the lease ends by itself.
 
     Args:
         client: of the server that all workers share.
@@ -80,14 +100,17 @@ async def hold(
         renewing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await renewing
-        await _ask(client, "PATCH", path, {"value": _value(slug, run, None, held.done)})
+        try:
+            await _ask(client, "PATCH", path, {"value": _value(slug, run, None, held.done)})
+        except httpx.HTTPError as exc:
+            logger.warning("the lease of %s was not given back, and ends by itself: %s", slug, exc)
 
 
 async def _take(
     client: PrefectClient, slug: str, *, run: str, due: datetime | None, lease: timedelta
 ) -> tuple[Lease, str]:
     """The lease and the path of the Variable that holds it, or why not and an empty path."""
-    now = datetime.now(UTC)
+    now, began = datetime.now(UTC), time.monotonic()
     found = await _ask(client, "GET", f"/variables/name/{lease_name(slug)}")
     known: Mapping[str, Any] = found["value"] if found and isinstance(found["value"], Mapping) else {}
     done, until = _time(known.get("done")), _time(known.get("until"))
@@ -101,17 +124,20 @@ async def _take(
     made = await _ask(client, "POST", "/variables/", body) if free else None
     if made is None:
         return Lease("the pack was taken by another run in this moment"), ""
-    return Lease(done=done), f"/variables/{made['id']}"
+    return Lease(done=done, until=began + lease.total_seconds()), f"/variables/{made['id']}"
 
 
 async def _renew(client: PrefectClient, path: str, held: Lease, *, slug: str, run: str, lease: timedelta) -> None:
     while True:
         await asyncio.sleep(lease / timedelta(seconds=3))
+        began = time.monotonic()
         try:
             value = _value(slug, run, datetime.now(UTC) + lease, held.done)
             if await _ask(client, "PATCH", path, {"value": value}) is None:
                 logger.warning("the lease of %s is gone: this run stood still too long, or it was deleted", slug)
+                held.until = -math.inf
                 return
+            held.until = began + lease.total_seconds()
         except httpx.HTTPError as exc:
             logger.warning("the lease of %s was not renewed: %s", slug, exc)
 

@@ -31,6 +31,7 @@ from anomaly_times.conventions import (
     DETECTION_DEPLOYMENT,
     FORECASTING_DEPLOYMENT,
     TAG,
+    TAG_PAUSED,
     Kind,
     lease_name,
     lock_name,
@@ -38,7 +39,7 @@ from anomaly_times.conventions import (
     project_tag,
     variable_name,
 )
-from anomaly_times.deployed import DeployedMission, to_value
+from anomaly_times.deployed import DeployedMission, Pause, to_value, with_pause
 from anomaly_times.durations import EPOCH
 from anomaly_times.errors import PrefectError, UsageError
 from anomaly_times.plan import KINDS, FirstRun, Found, PackSchedule, State, Timing
@@ -103,6 +104,7 @@ class BaseDeployment:
     schedules: Sequence[Mapping[str, Any]]
     work_pool: str = ""
     job_variables: Mapping[str, Any] = field(default_factory=dict)
+    tags: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,7 @@ class PrefectServer:
             pause = min(2 * pause, 3.0)
         if failed is not None:
             raise PrefectError(
-                f"the Prefect server {self.url} does not answer: {failed or type(failed).__name__}",
+                f"the Prefect server {self.url} does not answer: {str(failed) or type(failed).__name__}",
                 hint="is it running? `at up` starts one, PREFECT_API_URL says where it is",
             ) from failed
         return self._decoded(method, path, response), response
@@ -366,7 +368,8 @@ class PrefectServer:
                     raise
             else:
                 runs_in = answer.get("work_pool_name") or "", answer.get("job_variables") or {}
-                bases.append(BaseDeployment(kind, answer["id"], bool(answer["paused"]), answer["schedules"], *runs_in))
+                head = kind, answer["id"], bool(answer["paused"]), answer["schedules"]
+                bases.append(BaseDeployment(*head, *runs_in, tags=answer.get("tags") or ()))
         return bases
 
     def ended_runs(self, *, since: datetime) -> list[EndedRun]:
@@ -420,6 +423,7 @@ class PrefectServer:
         for run in self._ask("POST", "flow_runs/filter", body):
             given, state = run.get("parameters") or {}, run.get("state") or {}
             about = given.get("pack") or given.get("mission") or given.get("promql") or run["name"]
+            about = ", ".join(about) if isinstance(about, list) else about
             kind, at = kinds[run["deployment_id"]], datetime.fromisoformat(run["end_time"])
             message = state.get("message") or ""
             runs.append(EndedRun(run["id"], kind, str(about), at, str(run["state_name"]), message))
@@ -454,6 +458,13 @@ class PrefectServer:
         """Write the Variable of a mission that has one."""
         name = variable_name(deployed.mission.name)
         self._ask("PATCH", f"variables/name/{name}", {"value": to_value(deployed), "tags": deployed.tags})
+
+    def pause_mission(self, name: str, pause: Pause | None) -> None:
+        """Let a mission rest, or (`None`) go on; nothing else of its Variable changes."""
+        path = f"variables/name/{variable_name(name)}"
+        there = self._ask("GET", path)
+        tags = [tag for tag in there["tags"] if tag != TAG_PAUSED] + ([TAG_PAUSED] if pause else [])
+        self._ask("PATCH", path, {"value": with_pause(there["value"], pause), "tags": tags})
 
     def delete_mission(self, name: str) -> None:
         """Remove the Variable of a mission; one that is gone is fine."""
@@ -501,6 +512,31 @@ class PrefectServer:
         }
         _, response = self._answer("POST", f"deployments/{deployment}/create_flow_run", body)
         return response.status_code == 201
+
+    def asked_forecasts(self, deployment: str, project: str, *, since: datetime) -> dict[str, datetime]:
+        """By mission the last time, after `since`, for which a forecast of it was asked for besides the schedules.
+
+        Runs that failed do not count.
+        """
+        failed = ["FAILED", "CRASHED", "CANCELLED", "CANCELLING"]
+        where = {
+            "deployment_id": {"any_": [deployment]},
+            "tags": {"all_": [TAG, project_tag(project)]},
+            "expected_start_time": {"after_": since.isoformat()},
+            "state": {"type": {"not_any_": failed}},
+        }
+        asked: dict[str, datetime] = {}
+        for offset in itertools.count(0, PAGE):
+            # In the order of their ids: one that ends meanwhile stays where it is, and new ones only we make.
+            body = {"flow_runs": where, "sort": "ID_DESC", "limit": PAGE, "offset": offset}
+            page = self._ask("POST", "flow_runs/filter", body)
+            for run in page:
+                at, given = datetime.fromisoformat(run["expected_start_time"]), (run["parameters"] or {}).get("mission")
+                for name in [given] if isinstance(given, str) else given or []:
+                    asked[name] = max(at, asked.get(name, at))
+            if len(page) < PAGE:
+                break
+        return asked
 
     def ensure_work_pool(self, name: str, template: Mapping[str, Any]) -> bool:
         """Make a work pool for process workers where none is called so; `False` where one is, of whatever type."""
@@ -567,12 +603,12 @@ class PrefectServer:
         while True:
             value = {"owner": owner, "taken": _now()}
             try:
-                made = self._ask("POST", "variables/", {"name": name, "value": value})
+                made, response = self._answer("POST", "variables/", {"name": name, "value": value})
             except RefusedError as exc:
                 if exc.status != 409:
                     raise
             else:
-                return Lock(self, made["id"], value)
+                return Lock(self, made["id"], value, seen=_sent(response))
             try:
                 there, response = self._answer("GET", f"variables/name/{name}")
             except RefusedError as exc:
@@ -593,26 +629,44 @@ class PrefectServer:
 
 
 class Lock:
-    """A lock that is held, and renewed by a thread of its own until it is released."""
+    """A lock that is held, and renewed by a thread of its own until it is released.
 
-    def __init__(self, server: PrefectServer, id: str, value: Mapping[str, Any]) -> None:  # noqa: A002 - as Prefect says
+    Args:
+        server: that keeps it.
+        id: of the Variable.
+        value: of the Variable.
+        seen: when it was ours for certain, by the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        server: PrefectServer,
+        id: str,  # noqa: A002 - as Prefect says
+        value: Mapping[str, Any],
+        *,
+        seen: float,
+    ) -> None:
         self._server = server
         self._path = f"variables/{id}"
         self._value = value
-        self._over = threading.Event()
+        self._seen = seen
         self._lost = False
-        self._thread = threading.Thread(target=self._renew, name="lock", daemon=True)
+        self._renewing = threading.Lock()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="lock", daemon=True)
 
     def start(self) -> None:
         """Begin to renew it."""
         self._thread.start()
 
     def check(self) -> None:
-        """Nothing, while it is held.
+        """Nothing, while it is held; where it was not renewed for long, the server is asked.
 
         Raises:
-            PrefectError: it was taken over, because we could not renew it for a minute.
+            PrefectError: it was taken over, because we could not renew it for a minute, or that cannot be found out.
         """
+        if not self._lost and time.monotonic() - self._seen > _HELD_FOR / 2:
+            self._renew()
         if self._lost:
             raise PrefectError(
                 "another process took over: nothing was heard of this one for a minute", hint="run again"
@@ -627,14 +681,33 @@ class Lock:
         except PrefectError:
             return
 
-    def _renew(self) -> None:
+    def _keep(self) -> None:
         while not self._over.wait(_HELD_FOR / 4):
             try:
-                self._server._ask("PATCH", self._path, {"value": {**self._value, "renewed": _now()}})
-            except RefusedError as exc:
-                self._lost = exc.status == 404
+                self._renew()
             except PrefectError:
-                continue  # away: whoever changes something meanwhile will hear of it
+                continue  # whoever changes something meanwhile will hear of it
+
+    def _renew(self) -> None:
+        began = time.monotonic()
+        with self._renewing:
+            if self._lost or self._seen > began:
+                return  # another thread has found out meanwhile
+            try:
+                body = {"value": {**self._value, "renewed": _now()}}
+                _, response = self._server._answer("PATCH", self._path, body)
+            except RefusedError as exc:
+                # Once it is gone it is somebody else's, whatever the server says later.
+                self._lost = self._lost or exc.status == 404
+                if not self._lost:
+                    raise
+            else:
+                self._seen = _sent(response)
+
+
+def _sent(response: httpx.Response) -> float:
+    """When the request of an answer was sent, by the monotonic clock."""
+    return time.monotonic() - response.elapsed.total_seconds()
 
 
 def joined(pages: Sequence[Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]] | None:

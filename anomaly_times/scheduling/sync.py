@@ -27,6 +27,7 @@ from anomaly_times.plan import (
     Update,
     build_plan,
     first_runs,
+    new_missions,
 )
 from anomaly_times.scheduling.server import Lock, PrefectServer
 
@@ -122,7 +123,7 @@ def _carry_out(server: PrefectServer, made: Plan, lock: Lock, clock: Callable[[]
     def start(run: FirstRun) -> None:
         lock.check()
         if server.start_run(deployments["forecast"], run, tags=[TAG, project_tag(made.project)]):
-            on_done("start", f"first forecast of {next(iter(run.parameters.values()))}")
+            on_done("start", f"first forecast of {run.missions}")
 
     def remove(change: Delete) -> None:
         lock.check()
@@ -131,7 +132,10 @@ def _carry_out(server: PrefectServer, made: Plan, lock: Lock, clock: Callable[[]
     writes: Iterable[Create | Update] = [c for c in made.changes if isinstance(c, (Create, Update))]
     server.for_each(write, writes, on_done=lambda c: on_done("create" if isinstance(c, Create) else "update", c.name))
     server.for_each(schedule, [s for s in made.schedules if s.action != "delete"], on_done=tell_schedule)
-    server.for_each(start, first_runs(made, now=clock()))
+    now = clock()
+    if fresh := new_missions(made, now=now):
+        asked = server.asked_forecasts(deployments["forecast"], made.project, since=min(new.since for new in fresh))
+        server.for_each(start, first_runs(fresh, now=now, asked=asked))
     server.for_each(remove, made.of(Delete), on_done=lambda change: on_done("delete", change.name))
     server.for_each(schedule, [s for s in made.schedules if s.action == "delete"], on_done=tell_schedule)
 
@@ -147,9 +151,8 @@ def pause(server: PrefectServer, name: str, wanted: Pause | None, *, project: st
         found = our_mission(server, name, project=project)
         if found.deployed is None:
             raise MissionError(found.error, hint="apply the mission's file again")
-        deployed = replace(found.deployed, paused=wanted)
-        server.update_mission(deployed)
-    return deployed
+        server.pause_mission(name, wanted)
+    return replace(found.deployed, paused=wanted)
 
 
 def run_now(server: PrefectServer, name: str, *, project: str, now: datetime) -> None:

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from anomaly_times.conventions import FORECAST_METRICS, LABEL_MISSION, SCORE
+from anomaly_times.conventions import FORECAST_METRICS, LABEL_MISSION, OUR_METRICS, SCORE
 from anomaly_times.durations import EPOCH, format_duration, milliseconds
 from anomaly_times.errors import NoSeriesError, QueryError, StoreDataError, StoreError, StoreUnavailableError
 from anomaly_times.mission import Mission
@@ -43,7 +43,6 @@ _IN_FLIGHT = 2
 _LONGEST_SELECTOR = 16_000
 _BYTES_A_SAMPLE, _BYTES_A_SERIES, _BYTES_ANYWAY = 50, 4096, 64 * 1024 * 1024
 
-_OURS = (*FORECAST_METRICS, SCORE)
 _REFUSED_QUERY = (400, 422)
 _NO_SUCH_PATH = "unsupported path requested"
 """How VictoriaMetrics says 404, with a 400."""
@@ -116,9 +115,9 @@ class PrometheusStore:
             labels, y = self._range(promql, grid, url, max_series=max_series)
         except RefusedError as exc:
             raise self._refused(query, exc) from exc
-        if not any(name in promql for name in _OURS):
+        if not any(name in promql for name in OUR_METRICS):
             # A wide selector such as {job="a"} must not forecast forecasts, more of them with every run.
-            own = np.array([row.get("__name__") in _OURS for row in labels], dtype=np.bool_)
+            own = np.array([row.get("__name__") in OUR_METRICS for row in labels], dtype=np.bool_)
             if own.any():
                 labels, y = [row for row, ours in zip(labels, own, strict=True) if not ours], y[~own]
         if not labels:

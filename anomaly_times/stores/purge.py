@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from anomaly_times.conventions import FORECAST_METRICS, LABEL_MISSION, SCORE
+from anomaly_times.conventions import LABEL_MISSION, OUR_METRICS
 from anomaly_times.errors import StoreError
 from anomaly_times.settings import Source
 from anomaly_times.stores.http import HttpClient, RefusedError
@@ -11,7 +11,7 @@ __all__ = ["purge_results"]
 
 
 def purge_results(source: Source, mission: str, *, client: HttpClient | None = None) -> str:
-    """Delete the forecasts and scores of `mission` from its source, and nothing else; gives the selector of what went.
+    """Delete all that was written for `mission` in its source, and nothing else; gives the selector of what went.
 
     Args:
         source: a VictoriaMetrics, or a Prometheus with `--web.enable-admin-api`.
@@ -23,7 +23,7 @@ def purge_results(source: Source, mission: str, *, client: HttpClient | None = N
     """
     if source.folder is not None:
         raise StoreError(f"{source} is a folder: results cannot be taken out of it", hint="remove its result files")
-    metrics = "|".join(metric.removeprefix("anomaly_") for metric in (*FORECAST_METRICS, SCORE))
+    metrics = "|".join(metric.removeprefix("anomaly_") for metric in OUR_METRICS)
     selector = f'{{{LABEL_MISSION}="{mission}",__name__=~"anomaly_({metrics})"}}'
     url = f"{source.readback_url}/api/v1/admin/tsdb/delete_series"
     owned = client or HttpClient(source)

@@ -19,7 +19,18 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 import numpy.typing as npt
 
-from anomaly_times.conventions import FORECAST_METRICS, LABEL_MISSION, LOWER, PRED, SCORE, UPPER, lead_ms
+from anomaly_times.conventions import (
+    FAILED,
+    FORECAST_METRICS,
+    LABEL_KIND,
+    LABEL_MISSION,
+    LOWER,
+    PRED,
+    SCORE,
+    UPPER,
+    Kind,
+    lead_ms,
+)
 from anomaly_times.durations import EPOCH, format_duration, milliseconds
 from anomaly_times.errors import MissionError, StoreError, UsageError
 from anomaly_times.mission import Mission
@@ -33,7 +44,7 @@ from anomaly_times.stores.state import ForecastFiles
 if TYPE_CHECKING:
     from anomaly_times.stores.prometheus import PrometheusStore
 
-__all__ = ["FARTHEST_AHEAD", "MAX_LABELS", "send", "uncached", "write_forecasts", "write_scores"]
+__all__ = ["FARTHEST_AHEAD", "MAX_LABELS", "send", "uncached", "write_failures", "write_forecasts", "write_scores"]
 
 FARTHEST_AHEAD = timedelta(hours=47)
 """VictoriaMetrics drops what lies more than two days ahead, with a 204; an hour is for clocks and delays."""
@@ -45,6 +56,7 @@ MAX_NAME, MAX_VALUE = 256, 4096
 _RECENT = timedelta(hours=12)
 _COUNTER_DELAY = 1.5
 _VISIBLE_AFTER = 5.0
+_FAILURES_WITHIN = 5.0
 
 
 def write_forecasts(store: PrometheusStore, items: Sequence[tuple[Mission, Forecast]]) -> Written:
@@ -142,6 +154,28 @@ def send(store: PrometheusStore, blocks: Sequence[Samples]) -> Written:
     if dropped is not None:
         _check_kept(store, blocks, dropped)
     return written
+
+
+def write_failures(store: PrometheusStore, kind: Kind, missions: Sequence[str], *, at: datetime) -> None:
+    """Store that these missions failed in a run at that time, in one attempt of a few seconds.
+
+    Raises:
+        StoreError: the server is away or refuses.
+    """
+    if not store.source.write_url or not missions:
+        return
+    encoder = vm_import if store.source.protocol == "vm_import" else remote_write
+    labels = [Labels.of({LABEL_MISSION: name, LABEL_KIND: kind}) for name in sorted(set(missions))]
+    times = np.array([milliseconds(at - EPOCH)], dtype=np.int64)
+    for body in encoder.encode([Samples((FAILED,), labels, times, np.ones((len(labels), 1, 1)))]):
+        store.client.request(
+            "POST",
+            store.source.write_url,
+            content=body,
+            headers=encoder.HEADERS,
+            retry=False,
+            deadline=_FAILURES_WITHIN,
+        )
 
 
 def _checked_labels(store: PrometheusStore, mission: Mission, source: Sequence[Labels]) -> tuple[Labels, ...]:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import msgspec
 import numpy as np
 import pytest
@@ -17,11 +21,12 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.objects import State as RunState
 from prefect.exceptions import ParameterTypeError
+from prefect.flow_engine import run_flow_async
 
 from anomaly_times.conventions import lease_name, name_for_query, pack_slug, variable_name
 from anomaly_times.deployed import DeployedMission, Pause
 from anomaly_times.durations import EPOCH
-from anomaly_times.errors import MissionError, StoreUnavailableError, UsageError
+from anomaly_times.errors import MissionError, NoSeriesError, StoreUnavailableError, UsageError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Grid, Labels, Panel
 from anomaly_times.passes import forecast_pass, write_forecasts
@@ -31,8 +36,11 @@ from anomaly_times.scheduling.flows import detection, forecasting
 from anomaly_times.scheduling.handmade import mission_by_hand
 from anomaly_times.scheduling.server import PrefectServer
 from anomaly_times.settings import Settings, source_for_url
+from anomaly_times.stores import open_store
+from anomaly_times.stores.prometheus import PrometheusStore
 from anomaly_times.testing import MemoryStore
 from tests import servers
+from tests.prefect_bases import base_deployments
 from tests.prefect_server import connected
 
 # Prefect leaves sockets to the garbage collector.
@@ -122,9 +130,9 @@ SLUG = "at:shop:detect:1m:00"
 
 
 def test_a_pack_whose_schedule_lost_its_parameters_is_known_by_its_slug() -> None:
-    assert flows._subject(NOTHING, "detect", by_schedule(SLUG)) == ("pack", SLUG)
+    assert flows._subject(NOTHING, "detect", by_schedule(SLUG)) == ("pack", [SLUG])
     # What is said counts more, and only our own slugs say something.
-    assert flows._subject({**NOTHING, "promql": "up"}, "detect", by_schedule(SLUG)) == ("promql", "up")
+    assert flows._subject({**NOTHING, "promql": "up"}, "detect", by_schedule(SLUG)) == ("promql", ["up"])
     for run in (by_schedule("nightly"), by_schedule(None), FlowRun(flow_id=uuid4())):
         with pytest.raises(UsageError, match="neither `promql` nor `mission` nor `pack`"):
             flows._subject(NOTHING, "detect", run)
@@ -136,8 +144,10 @@ def test_a_run_works_on_one_thing_of_its_own_kind() -> None:
         flows._subject({**NOTHING, "promql": "up", "pack": SLUG}, "detect", run)
     with pytest.raises(UsageError, match="is no forecast pack"):
         flows._subject({**NOTHING, "pack": SLUG}, "forecast", run)
-    with pytest.raises(UsageError, match="neither"):
-        flows._subject({**NOTHING, "promql": "  "}, "detect", run)
+    for nothing in ({"promql": "  "}, {"mission": []}):
+        with pytest.raises(UsageError, match="neither"):
+            flows._subject({**NOTHING, **nothing}, "detect", run)
+    assert flows._subject({**NOTHING, "mission": ["a", " b"]}, "detect", run) == ("mission", ["a", "b"])
 
 
 # -- runs, on a real Prefect server --------------------------------------------------------------------------------
@@ -212,6 +222,7 @@ def test_a_run_that_cannot_work_is_failed_with_a_word(world: World) -> None:
     for parameters, word in [
         ({}, "neither `promql` nor `mission` nor `pack`"),
         ({"mission": "flows-gone"}, "no mission flows-gone is deployed"),
+        ({"pack": "at:flows:detect:1m:99"}, "no deployed mission is in the pack at:flows:detect:1m:99"),
         ({"promql": "load", "lookback": "long"}, "lookback: "),
         ({"promql": "load", "source": "nowhere"}, "no source 'nowhere'"),
         ({"promql": "down"}, "metrics are away"),
@@ -363,6 +374,127 @@ def test_a_lease_is_renewed_while_it_is_held(world: World) -> None:
 
 @pytest.mark.servers
 @pytest.mark.slow
+def test_a_run_of_several_missions_works_on_those_alone(world: World) -> None:
+    one, two, three = (mission(f"flows-several-{i}") for i in range(3))
+    world.deploy(one, two, three, pack="05")
+    state = world.run(forecasting, mission=[one.name, three.name])
+    assert (ended(state), state.message) == (
+        ("COMPLETED", "Completed"),
+        "2 missions forecast, 1,440 samples stored",
+    )
+    state = world.run(forecasting, mission=[one.name, three.name, "flows-nobody"])
+    assert ended(state) == ("COMPLETED", "Partial")
+    assert (state.message or "").endswith("1 failed: flows-nobody")
+
+
+@pytest.mark.servers
+@pytest.mark.slow
+def test_late_runs_of_a_pack_that_fails_do_nothing(world: World) -> None:
+    _, scores = world.deploy(mission("flows-failing", promql="down"), pack="06")
+    deployment = base_deployments(world.url.removesuffix("/api"))["detect"]
+    due = datetime.now(UTC) + timedelta(seconds=5)
+    timing = {"interval": 86_400, "anchor_date": due.isoformat(), "timezone": "UTC"}
+    path = f"deployments/{deployment}/schedules"
+    [schedule] = world.server._ask("POST", path, [{"schedule": timing, "parameters": {"pack": scores}}])
+    where = {"flow_runs": {"deployment_id": {"any_": [deployment]}, "created_by": {"id_": [schedule["id"]]}}}
+    planned: list[dict[str, Any]] = []
+    deadline = time.monotonic() + 60
+    while not planned and time.monotonic() < deadline:
+        time.sleep(0.2)
+        planned = world.server._ask("POST", "flow_runs/filter", {**where, "sort": "EXPECTED_START_TIME_ASC"})
+    time.sleep(max(0.0, (due - datetime.now(UTC)).total_seconds()))
+    assert ended(world.run(detection, pack=scores)) == ("FAILED", "Failed")
+
+    async def late() -> RunState[Any]:
+        async with get_client() as client:
+            run = await client.read_flow_run(planned[0]["id"])
+        assert run.auto_scheduled
+        state: RunState[Any] = await run_flow_async(
+            detection, flow_run=run, parameters={"pack": scores}, return_type="state"
+        )
+        return state
+
+    state = asyncio.run(late())
+    world.server.delete_schedule(deployment, schedule["id"])
+    assert ended(state) == ("COMPLETED", "Skipped")
+    assert "after this run was due" in (state.message or "")
+
+
+@pytest.mark.servers
+@pytest.mark.slow
+def test_a_run_that_lost_its_pack_stores_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    forecasts, _ = world.deploy(*(mission(f"flows-lost-{i}") for i in range(3)), pack="07")
+    monkeypatch.setattr(flows, "hold", partial(lease.hold, lease=timedelta(seconds=1.5)))
+    taken = threading.Event()
+
+    def read(promql: str, grid: Grid, *, max_series: int = 10_000) -> Panel:
+        if not taken.is_set():
+            taken.set()
+            world.server._gone(f"variables/name/{lease_name(forecasts)}")
+            time.sleep(2)
+        return MemoryStore.read(world.store, promql, grid, max_series=max_series)
+
+    monkeypatch.setattr(world.store, "read", read)
+    state = world.run(forecasting, pack=forecasts)
+    assert ended(state) == ("FAILED", "Failed")
+    assert "this run lost its pack" in (state.message or "")
+    assert world.store._forecasts == {}
+
+
+@pytest.mark.servers
+@pytest.mark.slow
+def test_a_lease_that_cannot_be_given_back_changes_nothing_about_the_run(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = lease._ask
+
+    async def away(client: Any, method: Any, path: str, body: object = None) -> Any:
+        if method == "PATCH":
+            raise httpx.ConnectError("away")
+        return await ask(client, method, path, body)
+
+    monkeypatch.setattr(lease, "_ask", away)
+
+    async def work(error: Exception | None) -> str:
+        async with get_client() as client, lease.hold(client, f"at:flows:{error}", run="r") as held:
+            if error:
+                raise error
+            return held.refused
+
+    assert asyncio.run(work(None)) == ""
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(work(ZeroDivisionError("the real one")))
+
+
+@pytest.mark.servers
+@pytest.mark.slow
+def test_a_mission_that_fails_is_a_metric_too(
+    world: World, vm_server: servers.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows, "open_store", open_store)
+    monkeypatch.setenv("AT_SOURCES__MAIN__URL", vm_server.url)
+    failing, broken = mission("flows-absent", promql="there_is_no_such_metric"), mission("flows-broken-2")
+    _, scores = world.deploy(failing, broken, pack="08")
+    world.server._ask("PATCH", f"variables/name/{variable_name(broken.name)}", {"value": "nonsense"})
+    assert ended(world.run(detection, pack=scores)) == ("FAILED", "Failed")
+    vm_server.flush()
+    with open_store(source_for_url(vm_server.url), state=Path()) as store:
+        assert isinstance(store, PrometheusStore)
+        found = store.query('last_over_time(anomaly_mission_failed{kind="detect"}[5m])', datetime.now(UTC))
+        values = {labels.get("mission"): samples[0][1] for labels, samples in found}
+        assert values == {failing.name: 1.0, broken.name: 1.0}
+        # Like all that is ours, it is no series of a wide selector.
+        with pytest.raises(NoSeriesError):
+            store.read(f'{{mission="{failing.name}"}}', Grid.ending(datetime.now(UTC), STEP, 5))
+    # Where it cannot be written, the run ends as it would.
+    monkeypatch.setenv("AT_SOURCES__MAIN__WRITE", f"http://127.0.0.1:{servers.free_port()}/api/v1/write")
+    state = world.run(detection, mission=failing.name)
+    assert ended(state) == ("FAILED", "Failed")
+    assert "there_is_no_such_metric" in (state.message or "")
+
+
+@pytest.mark.servers
+@pytest.mark.slow
 def test_deploying_again_keeps_what_people_have_set(world: World) -> None:
     bases, pools = deploy_bases(world.server, work_pool="flows-pool")
     assert [(base.name, base.work_pool) for base in bases] == [
@@ -374,7 +506,9 @@ def test_deploying_again_keeps_what_people_have_set(world: World) -> None:
     by_hand = {"active": True, "parameters": {"promql": "up"}, "schedule": {"interval": 86400}}
     for base in there:
         world.server._ask("POST", f"deployments/{base.id}/schedules", [by_hand])
-        world.server._ask("PATCH", f"deployments/{base.id}", {"paused": True, "job_variables": {"env": {"A": "b"}}})
+        queue = {"work_pool_name": "flows-pool", "work_queue_name": "heavy"}
+        theirs = {"paused": True, "job_variables": {"env": {"A": "b"}}, "tags": ["anomaly-times", "team:x"]}
+        world.server._ask("PATCH", f"deployments/{base.id}", {**theirs, **queue})
     before = [world.server._ask("GET", f"deployments/{base.id}") for base in there]
     again, pools = deploy_bases(world.server)
     assert [(base.work_pool, base.made) for base in again] == 2 * [("flows-pool", False)]
@@ -389,6 +523,7 @@ def test_deploying_again_keeps_what_people_have_set(world: World) -> None:
             key: old[key] for key in old if key not in volatile
         }
         assert new["pull_steps"] == []
+        assert (new["work_queue_name"], new["tags"]) == ("heavy", ["anomaly-times", "team:x"])
         assert new["entrypoint"].startswith("anomaly_times.scheduling.flows.")
         assert [schedule["parameters"] for schedule in new["schedules"]] == [{"promql": "up"}]
         assert new["paused"]

@@ -22,7 +22,7 @@ from anomaly_times.mission import Mission
 from anomaly_times.plan import Plan, Update
 from anomaly_times.scheduling import sync
 from anomaly_times.scheduling.adopt import find_handmade, remove_adopted
-from anomaly_times.scheduling.server import PAGE, PrefectServer, connect
+from anomaly_times.scheduling.server import PAGE, Lock, PrefectServer, connect
 from anomaly_times.settings import PrefectApi, Settings
 from tests import servers
 from tests.prefect_bases import api, base_deployments, schedules
@@ -248,6 +248,24 @@ def test_a_pause_survives_apply_and_ends_by_resume(site: Callable[[], Site]) -> 
     assert here.plan(here.mission("a", description="x")).paused == []
 
 
+def test_a_pause_keeps_what_was_edited_known_as_edited(site: Callable[[], Site]) -> None:
+    here = site()
+    one = here.mission("a")
+    here.apply(one)
+    before = here.variable(one)
+    assert before is not None
+    value = {**before["value"], "since": "2099-01-01T00:00:00+00:00", "novel": 1}
+    api(here.url, "PATCH", f"variables/name/{before['name']}", {"value": value})
+    sync.pause(here.server, one.name, Pause(None, "why"), project=here.project)
+    sync.pause(here.server, one.name, None, project=here.project)
+    after = here.variable(one)
+    assert after is not None
+    assert (after["value"], sorted(after["tags"])) == (value, sorted(before["tags"]))
+    assert [update.drift for update in here.plan(one).of(Update)] == ["edited by hand"]
+    here.apply(one)
+    assert here.plan(one).empty
+
+
 def test_delete_takes_one_mission_and_the_schedules_that_nobody_needs(site: Callable[[], Site]) -> None:
     here = site()
     here.apply(here.mission("a"), here.mission("b", detect={"every": "5m"}))
@@ -284,7 +302,17 @@ def test_run_starts_a_forecast_and_a_detection_each_time(site: Callable[[], Site
 def test_many_new_missions_share_one_first_forecast(site: Callable[[], Site]) -> None:
     here = site()
     here.apply(*[here.mission(f"m{i}") for i in range(8)])
-    assert here.first_runs() == [{"pack": f"at:{here.project}:forecast:1h:00"}]
+    names = [here.mission(f"m{i}").name for i in range(8)]
+    assert here.first_runs() == [{"mission": names}]
+    # Neither fewer missions nor another cadence start it again.
+    here.apply(*[here.mission(f"m{i}", forecast={"every": "2h"}) for i in range(7)], prune=True)
+    assert here.first_runs() == [{"mission": names}]
+    # A run that failed does not count.
+    where = {"flow_runs": {"tags": {"all_": [f"project:{here.project}"]}}}
+    [run] = api(here.url, "POST", "flow_runs/filter", where)
+    api(here.url, "POST", f"flow_runs/{run['id']}/set_state", {"state": {"type": "CRASHED"}, "force": True})
+    here.apply(*[here.mission(f"m{i}", forecast={"every": "2h"}) for i in range(7)])
+    assert sorted(here.first_runs(), key=str) == sorted([{"mission": names}, {"mission": names[:7]}], key=str)
 
 
 def test_missions_are_all_read_while_others_come_and_go(site: Callable[[], Site]) -> None:
@@ -403,6 +431,32 @@ def test_a_lock_is_renewed_and_its_loss_stops_what_is_going_on(
             lock.check()
 
 
+def test_a_lock_that_was_lost_stays_lost_and_an_old_one_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers_with = [500, 404, 500, 204]
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        # In pieces, as from a network: only then it is known how long it took.
+        return httpx.Response(answers_with.pop(0), content=iter([b'{"detail": "x"}']))
+
+    monkeypatch.setattr(server_module, "_HELD_FOR", 60.0)
+    with PrefectServer("http://prefect/api", transport=httpx.MockTransport(handle)) as server:
+        lock = Lock(server, "id", {}, seen=time.monotonic())
+        lock.check()
+        assert len(answers_with) == 4  # it is young: nobody is asked
+        lock = Lock(server, "id", {}, seen=time.monotonic() - 61)
+        with pytest.raises(PrefectError, match="500"):
+            lock.check()
+        for _ in range(3):
+            with pytest.raises(PrefectError, match="another process took over"):
+                lock.check()
+        assert answers_with == [500, 204]
+        fresh = Lock(server, "id", {}, seen=time.monotonic() - 61)
+        answers_with[:] = [204]
+        fresh.check()
+        fresh.check()
+        assert answers_with == []
+
+
 def test_schedules_made_by_hand_become_missions_and_go_when_those_are_deployed(site: Callable[[], Site]) -> None:
     here = site()
     promql = f'up{{project="{here.project}"}}'
@@ -431,6 +485,44 @@ def test_schedules_made_by_hand_become_missions_and_go_when_those_are_deployed(s
     api(here.url, "DELETE", f"{bases['detect']}/{broken['id']}")
 
 
+@pytest.mark.parametrize(
+    ("other", "word"),
+    [
+        ({"promql": "down"}, "another promql"),
+        ({"promql": "up", "step": "5m"}, "another step"),
+        ({"promql": "up", "source": "b"}, "another source"),
+        ({"promql": "up", "labels": {"team": "x"}}, "another labels"),
+        ({"promql": "up", "model_type": "mstl"}, "the second one"),
+    ],
+)
+def test_schedules_that_share_only_a_name_are_neither_merged_nor_removed(
+    site: Callable[[], Site], other: dict[str, Any], word: str
+) -> None:
+    here = site()
+    settings = Settings.model_validate(
+        {"source": "a", "sources": {"a": {"url": "http://a:1"}, "b": {"url": "http://b:1"}}}
+    )
+    name = here.mission("api").name
+    path = f"deployments/{here.bases['forecast']}/schedules"
+    made = [
+        api(here.url, "POST", path, [{"schedule": {"interval": 3600}, "parameters": {"name": name, **given}}])[0]["id"]
+        for given in ({"promql": "up"}, other)
+    ]
+    adoption = find_handmade(here.server.base_deployments(), settings)
+    assert adoption.missions[name].promql == "up"
+    [kept] = adoption.schedules[name]
+    [rest] = set(made) - {kept.id}
+    assert [line for line in adoption.left if rest in line and word in line]
+    # Deployed under that name is something else.
+    here.apply(here.mission("api", promql="sum(up)"))
+    assert remove_adopted(here.server, adoption, project=here.project) == []
+    assert set(made) <= set(schedules(here.url))
+    here.apply(adoption.missions[name])
+    assert remove_adopted(here.server, adoption, project=here.project) == [name]
+    assert set(made) & set(schedules(here.url)) == {rest}
+    api(here.url, "DELETE", f"{path}/{rest}")
+
+
 @pytest.mark.slow
 def test_a_server_that_dies_halfway_is_completed_by_a_rerun_with_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -457,8 +549,9 @@ def test_a_server_that_dies_halfway_is_completed_by_a_rerun_with_nothing_twice(
         assert sorted(here.schedules()) == ["at:shop:detect:1m:00", "at:shop:forecast:1h:00"]
         assert here.plan(*missions).empty
         assert here.apply(*missions)[1] == []
-        assert all(run == {"pack": "at:shop:forecast:1h:00"} for run in here.first_runs())
-        assert 1 <= len(here.first_runs()) <= 2
+        # Those of the first attempt, and those of the second: each once.
+        started = [name for run in here.first_runs() for name in run["mission"]]
+        assert sorted(started) == sorted(mission.name for mission in missions)
         assert any("first forecast" in line for line in again)
         here.server.close()
     finally:
