@@ -67,7 +67,7 @@ def plan(
     from anomaly_times.scheduling import sync
 
     wanted = opt.missions_from_files(files, checked=True)
-    settings, server = _connect()
+    settings, server = _connect(prune=prune)
     with server, render.working("comparing"):
         made = sync.plan(server, wanted, project=settings.project, now=opt.utc_now(), prune=prune)
     if save is not None:
@@ -104,7 +104,7 @@ def apply(
     from anomaly_times.scheduling import sync
 
     may_ask(yes, first="at mission plan")
-    settings, server = _connect()
+    settings, server = _connect(prune=prune)
     saved = _saved_plan(files)
     if saved and (saved.project != settings.project or prune):
         raise UsageError(f"the plan is for project {saved.project}, and says itself whether to prune")
@@ -337,11 +337,21 @@ def _files_to_pull(missions: Sequence[Mission], out: Path, *, force: bool) -> li
     return files
 
 
-def _connect() -> tuple[Settings, PrefectServer]:
+def _connect(*, prune: bool = False) -> tuple[Settings, PrefectServer]:
+    """The settings, and the Prefect server that they name.
+
+    Raises:
+        UsageError: none is named; or with `prune`, for a project that is none's in particular.
+    """
     from anomaly_times.scheduling.server import connect
     from anomaly_times.settings import load_settings
 
     settings = load_settings()
+    if prune and "project" not in settings.model_fields_set:
+        raise UsageError(
+            "--prune deletes missions of the project that the files do not have, and no project is set",
+            hint="set `project:` in anomaly-times.yaml, or AT_PROJECT; other repositories may use the default one too",
+        )
     return settings, connect(settings.prefect)
 
 

@@ -125,6 +125,19 @@ def test_pruning_with_no_files_is_refused(project: servers.Server, at: Run) -> N
     assert len(json.loads(at("mission", "list", "-o", "json").stdout)["missions"]) == 2
 
 
+@pytest.mark.parametrize("command", [("plan",), ("apply", "--yes")])
+def test_pruning_needs_a_project_of_ones_own(
+    command: tuple[str, ...], tmp_path: Path, at: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    Path("a.yaml").write_text("name: a\npromql: up\n")
+    result = at("mission", *command, "a.yaml", "--prune")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "no project is set" in result.stderr
+    assert "AT_PROJECT" in result.stderr
+
+
 @pytest.mark.servers
 def test_a_saved_plan_is_applied_exactly_or_not_at_all(project: servers.Server, at: Run) -> None:
     at("mission", "plan", "--save", "plan.json")
