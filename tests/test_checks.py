@@ -171,6 +171,26 @@ def _evidence_as_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Examiner, "examine", examine)
 
 
+@pytest.mark.parametrize(
+    ("forecast", "detect", "found"),
+    [
+        ({"every": "10m", "horizon": "20m"}, "1m", []),
+        ({"every": "10m", "horizon": "25m"}, "1m", ["forecast/horizon-long"]),
+        ({"every": "1m", "horizon": "2m"}, "1m", ["forecast/horizon-holes"]),
+        ({"every": "1m", "horizon": "3m"}, "1m", []),
+        ({"every": "1m", "horizon": "4m"}, "1m", ["forecast/horizon-long"]),
+    ],
+)
+def test_there_is_a_horizon_that_is_neither_too_short_nor_too_long(
+    forecast: dict[str, str], detect: str, found: list[str]
+) -> None:
+    mission = Mission.model_validate({"name": "a", "promql": "up", "forecast": forecast, "detect": {"every": detect}})
+    report = check_missions(Loading((LoadedMission(mission, "a.yaml", 1),), (), ("a.yaml",)), now=NOW)
+    assert [p.code for p in report.problems if p.code.startswith("forecast/horizon")] == found
+    # What one of them says to take satisfies the other.
+    assert all("take 20m" in p.hint or "3m" in p.hint for p in report.problems if p.code.startswith("forecast/horizon"))
+
+
 def test_every_code_has_its_section_in_the_docs() -> None:
     text = (ROOT / "docs" / "checks.md").read_text()
     codes = [*CHECKS, *LOADING]

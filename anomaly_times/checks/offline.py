@@ -82,7 +82,7 @@ def counts_only(metric: str, kind: str) -> bool:
 def horizon_holes(subject: Subject) -> Iterator[Found]:
     """A forecast that ends before the next one is there."""
     mission = subject.mission
-    needed = mission.forecast.period + mission.detect.period + mission.offset
+    needed = _must_last(mission)
     reach = mission.h * mission.step
     if reach < needed:
         whole = f", in whole steps of {format_duration(mission.step)}," if reach < mission.horizon else ""
@@ -95,6 +95,11 @@ def horizon_holes(subject: Subject) -> Iterator[Found]:
         )
 
 
+def _must_last(mission: Mission) -> timedelta:
+    """How far a forecast must reach: until the next one is made and a detection sees it."""
+    return mission.forecast.period + mission.detect.period + mission.offset
+
+
 def _rounded_up(value: timedelta, step: timedelta) -> timedelta:
     return -(-value // step) * step
 
@@ -103,13 +108,15 @@ def _rounded_up(value: timedelta, step: timedelta) -> timedelta:
 def horizon_long(subject: Subject) -> Iterator[Found]:
     """A forecast that overlaps more than one later one."""
     mission = subject.mission
-    if mission.horizon > 2 * mission.forecast.period:
+    # Where cadences are close to the step, having no holes takes more than that.
+    longest = max(2 * mission.forecast.period, _rounded_up(_must_last(mission), mission.step))
+    if mission.horizon > longest:
         yield Found(
             ("forecast", "horizon"),
-            f"the forecast reaches {format_duration(mission.horizon)}, more than twice as far as it must "
-            f"({format_duration(mission.forecast.period)}): a plain query for it shows dots at resolutions finer than "
-            "the step",
-            f"take {format_duration(2 * mission.forecast.period)}, or leave it out",
+            f"the forecast reaches {format_duration(mission.horizon)}, and a new one comes every "
+            f"{format_duration(mission.forecast.period)}: over {format_duration(longest)}, a plain query for it shows "
+            "dots at resolutions finer than the step",
+            f"take {format_duration(longest)}, or leave it out",
         )
 
 

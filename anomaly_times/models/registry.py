@@ -188,5 +188,7 @@ def _describe(point: EntryPoint) -> ModelInfo:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known) or known
-    return f"known: {', '.join(near)}" if near else "it takes none"
+    near = get_close_matches(name, known)
+    if near:
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    return f"known: {', '.join(known)}" if known else "it takes none"

@@ -76,6 +76,9 @@ def test_an_unknown_model_is_refused_with_the_nearest_names() -> None:
 def test_an_unknown_parameter_is_refused_with_the_nearest_names() -> None:
     with pytest.raises(ModelError, match="no parameter 'modell'") as caught:
         build_model(spec(type="ets", modell="ANN"))
+    assert caught.value.hint == "did you mean 'model'?"
+    with pytest.raises(ModelError, match="no parameter 'xyz'") as caught:
+        build_model(spec(type="ets", xyz=1))
     assert caught.value.hint == "known: model"
     with pytest.raises(ModelError, match="no parameter 'season'"):
         build_model(spec(type="profile", season="1d"))
