@@ -126,6 +126,16 @@ class Prefect:
         self.ask("POST", f"deployments/{self.ids['detect']}/create_flow_run", {"parameters": {"pack": pack}})
         return self.ended("detect", pack, count=1, within=120)[0]
 
+    def next_run(self, *, after: datetime) -> Run:
+        """The next run of the missions' detect pack to end whose slot is after a time."""
+        pack = pack_slug(PROJECT, "detect", "1m", "00")
+        deadline = time.monotonic() + 300
+        while (run := self.ended("detect", pack, count=1, within=300)[0]).due <= after:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{pack} does not run any more:\n{self.worker.log[-3000:]}")
+            time.sleep(0.5)
+        return run
+
     def settle(self) -> None:
         """Wait until the processes of the runs that ended have ended too."""
         deadline = time.monotonic() + 30
@@ -210,38 +220,29 @@ def one_pack(count: int, repeat: int) -> list[Row]:
 
 
 def _watch(world: Prefect, missions: Sequence[Mission], repeat: int) -> list[Row]:
-    sync.apply(world.api, missions, project=PROJECT, clock=lambda: datetime.now(UTC))
-    detect_pack = pack_slug(PROJECT, "detect", "1m", "00")
-    forecast = world.ended("forecast", count=1, within=600)[0]
-    size = f"{len(missions)} missions × {SERIES} series"
-    rows = [Row(f"forecast run of a pack, {size}, a day of minutes", "s", (forecast.inside,), forecast.stored)]
-
-    runs: list[Run] = []
-    idle: list[Run] = []
-    cpu, cpu_idle = [], []
+    # What a run takes that has nothing to do, while there is nothing else.
+    started = cpu_seconds(world.worker.process.pid)
+    idle = [world.idle_run() for _ in range(repeat)]
     world.settle()
+    cpu_idle = (cpu_seconds(world.worker.process.pid) - started) / repeat
+
+    sync.apply(world.api, missions, project=PROJECT, clock=lambda: datetime.now(UTC))
+    forecast = world.ended("forecast", count=1, within=600)[0]
     # The first run that finds forecasts has points to catch up with; each later one has a new one.
-    while len(runs) < repeat + 1:
-        before = cpu_seconds(world.worker.process.pid)
-        due = runs[-1].due if runs else forecast.ended
-        deadline = time.monotonic() + 300
-        while (run := world.ended("detect", detect_pack, count=1, within=300)[0]).due <= due:
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"{detect_pack} does not run any more:\n{world.worker.log[-3000:]}")
-            time.sleep(0.5)
-        runs.append(run)
-        world.settle()
-        between = cpu_seconds(world.worker.process.pid)
-        idle.append(world.idle_run())
-        world.settle()
-        cpu.append(between - before)
-        cpu_idle.append(cpu_seconds(world.worker.process.pid) - between)
-    first, *warm = runs
+    first = world.next_run(after=forecast.ended)
+    started = cpu_seconds(world.worker.process.pid)
+    warm: list[Run] = []
+    while len(warm) < repeat:
+        warm.append(world.next_run(after=warm[-1].due if warm else first.due))
+    world.settle()
+    cpu = (cpu_seconds(world.worker.process.pid) - started) / repeat
+
+    size = f"{len(missions)} missions × {SERIES} series"
     prefects = float(np.median([run.inside for run in idle]))
     passes = tuple(run.inside - prefects for run in warm)
     overhead = tuple(run.started + run.inside for run in idle)
     return [
-        *rows,
+        Row(f"forecast run of a pack, {size}, a day of minutes", "s", (forecast.inside,), forecast.stored),
         Row(
             f"scheduled detection of a pack, {size}: slot to end",
             "s",
@@ -265,8 +266,8 @@ def _watch(world: Prefect, missions: Sequence[Mission], repeat: int) -> list[Row
         Row(
             "… processor time of worker and run",
             "s",
-            tuple(cpu[1:]),
-            f"of a pack that rests {np.median(cpu_idle):.1f} s",
+            (cpu,),
+            f"of a pack that rests {cpu_idle:.1f} s",
         ),
     ]
 
