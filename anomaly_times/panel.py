@@ -253,13 +253,25 @@ class Panel:
         return frame if gaps else frame.filter(pl.col("y").is_not_nan())
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which model a series got, and why.
+
+    `losses` says of each candidate by how many per cent its past forecasts were worse than the usual one's.
+    """
+
+    model: str
+    why: str
+    losses: Mapping[str, float] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, eq=False)
 class Quantiles:
     """What a model answers: `values[i, k, q]` is quantile `levels[q]` of series `i`, `k` steps after the history.
 
     `grid` is the `h` points that follow the history; `levels` rise strictly inside (0, 1); values do not fall along
     them; a row is all NaN where the model has nothing to go by. `notes` says, by row, what a reader should know
-    (`{3: "shorter than a season: last value"}`); `models` says, by row, which model a choosing one took, and why.
+    (`{3: "shorter than a season: last value"}`); `models` says, by row, which one a model took that chooses.
     """
 
     labels: tuple[Labels, ...]
@@ -267,7 +279,7 @@ class Quantiles:
     levels: tuple[float, ...]
     values: Floats
     notes: Mapping[int, str] = field(default_factory=dict)
-    models: Mapping[int, str] = field(default_factory=dict)
+    models: Mapping[int, Choice] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_rows("Quantiles", self.labels, self.grid, {"values": self.values})
@@ -302,7 +314,7 @@ class Forecast:
     lower: Floats
     upper: Floats
     notes: Mapping[int, str] = field(default_factory=dict)
-    models: Mapping[int, str] = field(default_factory=dict)
+    models: Mapping[int, Choice] = field(default_factory=dict)
     warming: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:

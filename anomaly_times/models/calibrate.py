@@ -23,7 +23,7 @@ are more than three times as large as any that lies further than a day and a hal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -35,7 +35,7 @@ import numpy.typing as npt
 from anomaly_times.models.registry import Forecaster
 from anomaly_times.models.season import DAY, rows_by_length
 from anomaly_times.models.tails import ParetoTails, student_to_normal
-from anomaly_times.panel import Floats, Forecast, Panel, Quantiles
+from anomaly_times.panel import Choice, Floats, Forecast, Panel, Quantiles
 
 __all__ = [
     "ORIGINS",
@@ -73,12 +73,11 @@ _NOTHING = 1e-6
 class RollingForecaster(Protocol):
     """A model that shares work between the forecasts of several cut-offs."""
 
-    def rolling(
-        self, history: Panel, *, h: int, quantiles: Sequence[float], cuts: Sequence[int]
-    ) -> tuple[Quantiles, list[Floats]]:
-        """What `forecast` answers, and for each of `cuts` its quantiles `SPREAD` from `history.columns(slice(cut))`.
+    def rolling(self, history: Panel, *, h: int, quantiles: Sequence[float]) -> tuple[Quantiles, Mapping[int, Floats]]:
+        """What `forecast` answers, and past forecasts by the cut-offs that the model likes: how many points they saw.
 
-        The latter are float64[S, min(h, T − cut), 3] each, NaN in rows for which that cut-off was left out.
+        Each is float64[S, min(h, T − cut), 3], at the quantiles `SPREAD`, NaN in rows for which it was not made; most
+        of the history's points lie after each row's first value.
         """
         ...
 
@@ -96,7 +95,8 @@ def forecast_with_bounds(
         history: what the model may see.
         h: steps ahead, at least 1.
         level: per cent, inside (0, 100).
-        origins: how many cut-offs to forecast from; by default 16, or 3 for a slow model.
+        origins: how many cut-offs to forecast from; by default 16, or 3 for a slow model. A model that shares work
+            between cut-offs chooses them itself.
 
     Raises:
         ModelError: if the model cannot work on this panel.
@@ -120,17 +120,18 @@ def calibrated(
     final = model.forecast(history, h=h, quantiles=wanted) if rolling is None else None
     values = np.full((history.n_series, h, len(wanted)), np.nan)
     notes: dict[int, str] = {}
-    models: dict[int, str] = {}
+    models: dict[int, Choice] = {}
     groups = []
     for columns, members in rows_by_length(history.y):
         part = history.rows(members).columns(slice(history.grid.n - columns, None))
-        cuts = past_cuts(columns, h, day, origins)
         if rolling is not None:
-            answer, past = rolling.rolling(part, h=h, quantiles=wanted, cuts=cuts)
+            answer, made = rolling.rolling(part, h=h, quantiles=wanted)
+            cuts, past = tuple(made), list(made.values())
             values[members] = answer.values
             notes |= {int(members[i]): text for i, text in answer.notes.items()}
             models |= {int(members[i]): text for i, text in answer.models.items()}
         else:
+            cuts = past_cuts(columns, h, day, origins)
             past = [
                 model.forecast(part.columns(slice(cut)), h=min(h, columns - cut), quantiles=SPREAD).values
                 for cut in cuts

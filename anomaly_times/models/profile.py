@@ -39,7 +39,7 @@ from anomaly_times.models.season import (
 from anomaly_times.models.tails import tail_quantiles
 from anomaly_times.panel import Floats, Panel, Quantiles
 
-__all__ = ["Profile"]
+__all__ = ["Profile", "between_leads", "typical_size"]
 
 _LEADS = 7
 _MOMENTS, _FEWEST_MOMENTS, _MOMENTS_A_DAY = 64, 32, 14
@@ -165,7 +165,7 @@ def _rest(
 
     usual, usual_ahead = _usual_by_slot(np.abs(noise, out=noise), day, at, h)
     errors /= usual
-    by_lead = _size(errors)
+    by_lead = typical_size(errors)
     errors /= by_lead[:, :, None]
     shape = tail_quantiles(errors.reshape(len(z), -1), quantiles)
     return ahead, (by_lead @ between) * usual_ahead, np.where(np.isnan(shape), 0.0, shape)
@@ -224,7 +224,7 @@ def _plan(n_points: int, n_blocks: int, size: int, window: int, h: int) -> _Plan
         leads=leads,
         moments=moments,
         at=leads[:, None] + moments,
-        between=_between(leads, h),
+        between=between_leads(leads, h),
         widths=np.array([*widths, window], dtype=np.float64),
         short=Windows.of(np.concatenate([np.maximum(0, stop - w) for w in widths]), np.tile(stop, len(widths))),
         all_before=Windows.of(np.zeros_like(until), until),
@@ -344,7 +344,7 @@ def _usual_by_slot(noise: Floats, day: Cycles | None, at: Ints, h: int) -> tuple
     return usual[:, day.slot[at] * parts // slots], usual[:, day.ahead * parts // slots]
 
 
-def _size(errors: Floats) -> Floats:
+def typical_size(errors: Floats) -> Floats:
     """Typical size along the last axis: the median of absolute values, their mean where that is 0, 1 without any."""
     absolute = np.abs(errors)
     if not absolute.shape[-1]:
@@ -359,7 +359,7 @@ def _size(errors: Floats) -> Floats:
     return size
 
 
-def _between(leads: Ints, h: int) -> Floats:
+def between_leads(leads: Ints, h: int) -> Floats:
     """Weights that turn values at `leads` into values at 1 … h, linear in the logarithm of the lead: float64[L, h]."""
     unit = np.eye(len(leads))
     return np.array([np.interp(np.log(np.arange(1, h + 1)), np.log(leads), row) for row in unit])

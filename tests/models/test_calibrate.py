@@ -135,14 +135,14 @@ def test_few_points_have_few_cut_offs() -> None:
 class Sharing(Constant):
     """Makes all its forecasts at once."""
 
-    def rolling(
-        self, history: Panel, *, h: int, quantiles: Sequence[float], cuts: Sequence[int]
-    ) -> tuple[Quantiles, list[Floats]]:
+    def rolling(self, history: Panel, *, h: int, quantiles: Sequence[float]) -> tuple[Quantiles, dict[int, Floats]]:
         self.seen.append(-history.grid.n)
-        past = [
-            Constant(self.spread).forecast(history.columns(slice(cut)), h=h, quantiles=SPREAD).values for cut in cuts
-        ]
-        return Constant(self.spread).forecast(history, h=h, quantiles=quantiles), past
+        plain = Constant(self.spread)
+        past = {
+            cut: plain.forecast(history.columns(slice(cut)), h=h, quantiles=SPREAD).values
+            for cut in past_cuts(history.grid.n, h, 288, 16)
+        }
+        return plain.forecast(history, h=h, quantiles=quantiles), past
 
 
 def test_a_model_that_shares_work_between_cut_offs_gets_the_same_bounds() -> None:

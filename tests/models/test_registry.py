@@ -55,10 +55,6 @@ def test_what_needs_an_extra_says_so() -> None:
     assert all(info.slow for info in list_models() if info.name in nixtla)
 
 
-def test_auto_is_profile_for_now() -> None:
-    assert build_model(spec(type="auto")) == build_model(spec(type="profile"))
-
-
 def test_a_model_gets_season_and_time_zone() -> None:
     day = (timedelta(days=1),)
     assert build_model(spec(type="seasonal_naive"), season=day, timezone="Europe/Berlin") == SeasonalNaive(
