@@ -7,6 +7,7 @@ is its result's `error` and never stops the others.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -25,6 +26,7 @@ from anomaly_times.errors import AnomalyTimesError, MissionError, NoSeriesError
 from anomaly_times.mission import Mission
 from anomaly_times.models import build_model
 from anomaly_times.models.calibrate import forecast_with_bounds
+from anomaly_times.models.cost import long_forecast
 from anomaly_times.panel import Floats, Forecast, Grid, Labels, Panel, Scores
 from anomaly_times.stores import Store, Written
 
@@ -37,6 +39,8 @@ __all__ = [
     "write_forecasts",
     "write_scores",
 ]
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -132,6 +136,8 @@ def _forecast(mission: Mission, store: Store, *, now: datetime, keep_history: bo
     if ended:
         history = history.rows(alive)
     history = _without_exclusions(history, mission)
+    if slow := long_forecast(mission, history.n_series):
+        logger.warning("%s: %s", mission.name, slow)
     raw = forecast_with_bounds(model, history, h=mission.h, level=mission.forecast.level)
     forecast = scoring.final_bounds(
         raw,

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
+from anomaly_times import passes
 from anomaly_times.errors import AnomalyTimesError, ModelError, NoSeriesError, StoreUnavailableError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Forecast, Grid, Labels, Panel, Scores
@@ -90,6 +91,25 @@ def test_one_missions_failure_never_stops_the_others() -> None:
     ]
     assert results[5].error is not None
     assert "elsewhere" in results[5].error.message
+
+
+def test_what_runs_for_minutes_says_so_before_it_starts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[list[str]] = []
+
+    def fit(*args: object, **options: object) -> object:
+        told.append([record.message for record in caplog.records])
+        raise ModelError("far too slow for a test")
+
+    monkeypatch.setattr(passes, "forecast_with_bounds", fit)
+    store = MemoryStore({"load": series(2)})
+    slow = mission(step="1h", forecast={"every": "1h", "model": {"type": "arima", "seasonal": "native"}})
+    forecast_pass([mission(name="quick", step="1h"), slow], {"": store}, now=NOW)
+    assert told[0] == []
+    (message,) = told[1]
+    assert message.startswith("load: arima takes about ")
+    assert message.endswith(" of one core for a forecast of 2 series at this step")
 
 
 def test_a_bug_in_one_mission_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:

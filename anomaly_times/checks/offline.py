@@ -12,6 +12,7 @@ from anomaly_times.durations import EPOCH, format_duration
 from anomaly_times.errors import MissingExtraError, MissionError, ModelError
 from anomaly_times.mission import Mission, ModelSpec
 from anomaly_times.models import build_model
+from anomaly_times.models.cost import long_forecast
 from anomaly_times.settings import WriteMode
 from anomaly_times.stores.promql import NoVectorError, point_at
 
@@ -213,6 +214,20 @@ def model_not_installed(subject: Subject) -> Iterator[Found]:
     error = _model_error(subject.mission)
     if isinstance(error, MissingExtraError):
         yield Found(("forecast", "model"), error.message, f"where missions run: {error.hint}")
+
+
+@check("model/slow", "warning")
+def model_slow(subject: Subject) -> Iterator[Found]:
+    """A model that takes minutes, by what it took when it was measured."""
+    mission = subject.mission
+    slow = long_forecast(mission, max(1, subject.evidence.count if subject.evidence else 1))
+    if slow:
+        native = mission.forecast.model.params.get("seasonal") == "native"
+        yield Found(
+            ("forecast", "model"),
+            f"{slow}, and one is due every {format_duration(mission.forecast.period)}",
+            "`seasonal: profile` costs far less" if native else "`auto` costs far less, or take a longer step",
+        )
 
 
 def _model_error(mission: Mission) -> ModelError | MissingExtraError | None:

@@ -62,32 +62,22 @@ class ModelInfo:
 Factory = Callable[..., Forecaster]
 """`factory(*, season, timezone, **params)`; an optional attribute `info` holds its `ModelInfo`."""
 
-_AUTO = "anomaly_times.models.auto"
 _BASELINE = "anomaly_times.models.baseline"
 _PROFILE = "anomaly_times.models.profile"
 _MIX = "anomaly_times.models.seasonmix"
-_SMOOTHING = "anomaly_times.models.smoothing"
 _NIXTLA = "anomaly_times.models.nixtla"
 _BOOSTING = "anomaly_times.models.gradient_boosting"
 
 _BUILT_IN: dict[str, tuple[ModelInfo, str]] = {
     info.name: (info, where)
     for info, where in [
-        (
-            ModelInfo(
-                "auto",
-                "per series, the cheap model that has forecast its past best",
-                params={"candidates": "models to choose from, the usual one first"},
-            ),
-            f"{_AUTO}:auto",
-        ),
+        (ModelInfo("auto", "the best choice known for the data; today always `profile`"), f"{_PROFILE}:Profile"),
         (ModelInfo("seasonal_naive", "the value one season ago: the yardstick"), f"{_BASELINE}:SeasonalNaive"),
         (
             ModelInfo("profile", "robust profile of hour, day and week, corrected by recent errors"),
             f"{_PROFILE}:Profile",
         ),
         (ModelInfo("seasonmix", "a small network that mixes seasonal forecasts; trained before"), f"{_MIX}:SeasonMix"),
-        (ModelInfo("holt", "exponential smoothing of level and damped trend, no season"), f"{_SMOOTHING}:Holt"),
         (
             ModelInfo(
                 "ets",
@@ -107,6 +97,45 @@ _BUILT_IN: dict[str, tuple[ModelInfo, str]] = {
                 params={"model": "Theta, OptimizedTheta (default), DynamicTheta, DynamicOptimizedTheta or AutoTheta"},
             ),
             f"{_NIXTLA}:theta",
+        ),
+        (
+            ModelInfo(
+                "arima",
+                "ARIMA, its orders chosen by AICc",
+                "nixtla",
+                slow=True,
+                params={
+                    "seasonal": "profile (default), or native: seasonal orders, which can take minutes a series",
+                    "max_p": "5 by default",
+                    "max_q": "5 by default",
+                    "max_d": "2 by default",
+                    "stepwise": "true (default), or false: every combination of orders",
+                },
+            ),
+            f"{_NIXTLA}:arima",
+        ),
+        (
+            ModelInfo(
+                "ces",
+                "complex exponential smoothing",
+                "nixtla",
+                slow=True,
+                params={
+                    "seasonal": "profile (default), or native",
+                    "model": "with `native`: Z (chosen by AICc, default), N, S, P or F",
+                },
+            ),
+            f"{_NIXTLA}:ces",
+        ),
+        (
+            ModelInfo(
+                "holt_winters",
+                "level, trend and a season of up to 24 steps",
+                "nixtla",
+                slow=True,
+                params={"error": "additive (default) or multiplicative"},
+            ),
+            f"{_NIXTLA}:holt_winters",
         ),
         (ModelInfo("mstl", "several seasons by LOESS, the rest by ETS", "nixtla", slow=True), f"{_NIXTLA}:mstl"),
         (

@@ -50,7 +50,7 @@ def test_built_in_models_are_listed_once_and_the_default_first() -> None:
 
 
 def test_what_needs_an_extra_says_so() -> None:
-    nixtla = {"ets", "theta", "mstl", "lgbm"}
+    nixtla = {"ets", "theta", "arima", "ces", "holt_winters", "mstl", "lgbm"}
     assert {info.name for info in list_models() if info.extra == "nixtla"} == nixtla
     assert all(info.slow for info in list_models() if info.name in nixtla)
 

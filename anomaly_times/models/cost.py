@@ -1,0 +1,91 @@
+"""How long the slow models take, from measurements, so that what runs for minutes can say so before it starts.
+
+`python -m benchmarks.costs` measures the table anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from math import log
+
+from anomaly_times.durations import format_duration
+from anomaly_times.mission import Mission, ModelSpec
+
+__all__ = ["FORECASTS", "LONG", "MEASURED", "estimated_seconds", "long_forecast"]
+
+LONG = timedelta(minutes=1)
+"""A forecast that takes longer is worth a word before it starts."""
+
+MEASURED: dict[str, tuple[tuple[int, int, float], ...]] = {
+    "ets": ((1, 2000, 0.03),),
+    "theta": ((1, 2000, 0.19),),
+    "arima": ((1, 2000, 0.34), (12, 250, 3.5), (24, 250, 16.4)),
+    "ces": ((1, 2000, 0.35), (24, 2000, 0.63), (288, 2000, 0.76)),
+    "holt_winters": ((1, 2000, 0.03), (24, 2000, 0.31)),
+    "mstl": ((24, 2000, 0.07), (288, 2000, 0.34)),
+}
+"""By model: the season that it keeps for itself in steps (1: none), points, processor seconds for one series."""
+
+FORECASTS = 4
+"""A forecast with its bounds is made of so many fits: itself, and those from the past that the bounds are made of."""
+
+
+def estimated_seconds(
+    spec: ModelSpec,
+    *,
+    step: timedelta,
+    n_points: int,
+    n_series: int,
+    season: Sequence[timedelta] | None = None,
+) -> float | None:
+    """Processor seconds for a forecast of a panel with its bounds; `None` where it is no matter or no figure is known.
+
+    Between the seasons measured, and beyond the last two of them, seconds grow with a power of the season; with points
+    they grow in proportion.
+
+    Args:
+        spec: the model and its parameters.
+        step: between two points.
+        n_points: of each series.
+        n_series: how many.
+        season: the periods that the mission gives; `None` for a day and a week.
+    """
+    if spec.type not in MEASURED:
+        return None
+    from anomaly_times.models.nixtla import ETS_SEASON, RECENT  # with the statistics that all models share
+
+    known = (timedelta(days=1), timedelta(weeks=1)) if season is None else season
+    lengths = [n for n in sorted({round(period / step) for period in known}) if n >= 2 and 2 * n <= n_points]
+    if spec.type == "mstl":
+        kept = lengths
+    elif spec.type == "holt_winters":
+        kept = [n for n in lengths if n <= ETS_SEASON][-1:]
+    else:
+        kept = lengths[:1] if spec.params.get("seasonal") == "native" else []
+    fitted = n_points if spec.type == "mstl" else min(n_points, max(RECENT, 2 * max(kept, default=0)))
+    a_fit = sum(_seconds(spec.type, n) for n in kept or [1]) * fitted
+    return a_fit * n_series * FORECASTS
+
+
+def long_forecast(mission: Mission, n_series: int) -> str:
+    """What there is to say about a mission whose forecasts take longer than `LONG`; empty for all others."""
+    n_points = mission.forecast.lookback // mission.step
+    model = mission.forecast.model
+    found = estimated_seconds(model, step=mission.step, n_points=n_points, n_series=n_series, season=mission.season)
+    if found is None or found <= LONG.total_seconds():
+        return ""
+    size = "one series" if n_series == 1 else f"{n_series:,} series"
+    taken = format_duration(timedelta(minutes=round(found / 60)))
+    return f"{model.type} takes about {taken} of one core for a forecast of {size} at this step"
+
+
+def _seconds(model: str, season: int) -> float:
+    """Seconds a point."""
+    rows = [(length, seconds / points) for length, points, seconds in MEASURED[model]]
+    if season <= rows[0][0] or len(rows) == 1:
+        return rows[0][1]
+    above = next((i for i, (length, _) in enumerate(rows) if length >= season), len(rows) - 1)
+    (low, cheap), (high, dear) = rows[above - 1], rows[above]
+    ratio, width = dear / cheap, high / low
+    return float(cheap * (season / low) ** (log(ratio) / log(width)))
