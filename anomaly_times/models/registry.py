@@ -62,22 +62,32 @@ class ModelInfo:
 Factory = Callable[..., Forecaster]
 """`factory(*, season, timezone, **params)`; an optional attribute `info` holds its `ModelInfo`."""
 
+_AUTO = "anomaly_times.models.auto"
 _BASELINE = "anomaly_times.models.baseline"
 _PROFILE = "anomaly_times.models.profile"
 _MIX = "anomaly_times.models.seasonmix"
+_SMOOTHING = "anomaly_times.models.smoothing"
 _NIXTLA = "anomaly_times.models.nixtla"
 _BOOSTING = "anomaly_times.models.gradient_boosting"
 
 _BUILT_IN: dict[str, tuple[ModelInfo, str]] = {
     info.name: (info, where)
     for info, where in [
-        (ModelInfo("auto", "the best choice known for the data; today always `profile`"), f"{_PROFILE}:Profile"),
+        (
+            ModelInfo(
+                "auto",
+                "per series, the cheap model that has forecast its past best",
+                params={"candidates": "models to choose from, the usual one first"},
+            ),
+            f"{_AUTO}:auto",
+        ),
         (ModelInfo("seasonal_naive", "the value one season ago: the yardstick"), f"{_BASELINE}:SeasonalNaive"),
         (
             ModelInfo("profile", "robust profile of hour, day and week, corrected by recent errors"),
             f"{_PROFILE}:Profile",
         ),
         (ModelInfo("seasonmix", "a small network that mixes seasonal forecasts; trained before"), f"{_MIX}:SeasonMix"),
+        (ModelInfo("holt", "exponential smoothing of level and damped trend, no season"), f"{_SMOOTHING}:Holt"),
         (
             ModelInfo(
                 "ets",
