@@ -270,7 +270,7 @@ def adopt(
     with server:
         found = find_handmade(server.base_deployments(), settings)
         removed = remove_adopted(server, found, project=settings.project) if yes else []
-    for line in found.left:
+    for line in (*found.left, *found.notes):
         render.note(line)
     missions = list(found.missions.values())
     _print_missions(missions, out)

@@ -29,12 +29,16 @@ class HandMade:
 
 @dataclass
 class Adoption:
-    """Missions that hand-made schedules amount to, with the schedules of each, and why others amount to none."""
+    """Missions that hand-made schedules amount to, with the schedules of each, and why others amount to none.
+
+    `notes` say what a mission will do that no schedule did.
+    """
 
     settings: Settings
     missions: dict[str, Mission] = field(default_factory=dict)
     schedules: dict[str, list[HandMade]] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def find_handmade(bases: Sequence[BaseDeployment], settings: Settings) -> Adoption:
@@ -51,16 +55,19 @@ def find_handmade(bases: Sequence[BaseDeployment], settings: Settings) -> Adopti
         # The oldest first: of two that share a name it is the one that stands for it.
         for schedule in sorted(base.schedules, key=lambda schedule: str(schedule.get("created"))):
             given = schedule["parameters"] or {}
-            if "promql" not in given or str(schedule.get("slug") or "").startswith("at:"):
+            if "mission" in given or "pack" in given or str(schedule.get("slug") or "").startswith("at:"):
                 continue
             what = f"the {base.kind} schedule {schedule.get('slug') or schedule['id']}"
+            if not given.get("promql"):
+                adoption.left.append(f"{what} has no `promql`, so there is nothing that it could watch")
+                continue
             if not schedule["active"]:
                 adoption.left.append(f"{what} is not active")
                 continue
             try:
                 mission = mission_by_hand(given, settings)
             except AnomalyTimesError as exc:
-                adoption.left.append(f"{what} is no mission: {exc.message}")
+                adoption.left.append(f"{what} is no mission: {exc.message}" + (f"; {exc.hint}" if exc.hint else ""))
                 continue
             timing = _cadence(schedule["schedule"])
             if timing is None:
@@ -84,6 +91,10 @@ def find_handmade(bases: Sequence[BaseDeployment], settings: Settings) -> Adopti
             adoption.missions[name] = Mission.model_validate(spec)
         except ValueError as exc:
             adoption.left.append(f"the schedules of {spec['promql']} make no mission together: {exc}")
+            continue
+        for kind in {"forecast", "detect"} - {made.kind for made in adoption.schedules[name]}:
+            every = format_duration(getattr(adoption.missions[name], kind).period)
+            adoption.notes.append(f"{name} has no {kind} schedule; as a mission it gets one, every {every}")
     return adoption
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ __all__ = ["mission_by_hand"]
 _TOP = ("name", "promql", "source", "step", "offset", "timezone", "season", "max_series", "labels")
 _FORECAST = ("lookback", "horizon", "every", "level", "interval_scale")
 _DETECT = ("direction", "min_deviation", "min_relative_deviation", "valid_range", "missing", "catch_up")
+_KNOWN = (*_TOP, "model_type", "model_params", *_FORECAST, *_DETECT, "mission", "pack")
 
 
 def mission_by_hand(parameters: Mapping[str, Any], settings: Settings) -> Mission:
@@ -31,6 +33,11 @@ def mission_by_hand(parameters: Mapping[str, Any], settings: Settings) -> Missio
         MissionError: naming the parameter that makes no sense.
         UsageError: there is no such source.
     """
+    for name in parameters:
+        if name not in _KNOWN:
+            near = get_close_matches(name, _KNOWN, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(_KNOWN)}"
+            raise MissionError(f"there is no parameter {name!r}", hint=hint)
     given = {name: value for name, value in parameters.items() if value is not None}
     source, _ = settings.named_source(given.get("source", ""))
     given.setdefault("name", name_for_query(source, given["promql"]))

@@ -267,7 +267,8 @@ def test_adopt_writes_a_file_and_removes_schedules_only_when_they_are_deployed(
     body = {"schedule": {"interval": 3600}, "parameters": {"promql": "adopted", "model_type": "profile"}}
     [made] = api(project.url, "POST", base, [body])
     written = at("mission", "adopt", "--out", "missions/adopted.yaml")
-    assert (written.stdout, written.stderr) == ("wrote 1 mission into missions/adopted.yaml\n", "")
+    assert written.stdout == "wrote 1 mission into missions/adopted.yaml\n"
+    assert "has no detect schedule; as a mission it gets one, every 1m" in written.stderr
     [mission] = [
         one.mission for one in load_missions(["missions/adopted.yaml"]).missions if one.mission.promql == "adopted"
     ]
