@@ -69,10 +69,6 @@ _READS = 20
 """Attempts to read a list that changes while it is read."""
 _AT_ONCE = 8
 """Reads at a time."""
-_WRITES_AT_ONCE = 2
-"""Changes at a time. The server makes each in one process, so more are not faster, and on SQLite they are far slower:
-with eight, all writers wait for each other until SQLite gives up, a minute each time, and our lock is not renewed.
-"""
 _AWAY_FOR, _BUSY_FOR = 5.0, 120.0
 """Seconds after which a server that does not answer, or that is busy, is given up.
 
@@ -109,9 +105,9 @@ class BaseDeployment:
 
 @dataclass(frozen=True)
 class EndedRun:
-    """A flow run that ended: what it was about (a pack, a mission, or its own name), when, and in which state.
+    """A flow run that ended: what it was about (a pack, missions, a query, or its own name), when, and in which state.
 
-    `errors` are those of its missions by name, `None` where they are not known: it failed before, or nobody asked.
+    `missions` are those that it was asked for by name, none where it was for a pack or a query. `errors` are those of its missions by name, `None` where they are not known: it failed before, or nobody asked.
     """
 
     id: str
@@ -120,6 +116,7 @@ class EndedRun:
     ended: datetime
     state: str
     message: str = ""
+    missions: tuple[str, ...] = ()
     errors: Mapping[str, str] | None = None
 
 
@@ -422,11 +419,14 @@ class PrefectServer:
         runs = []
         for run in self._ask("POST", "flow_runs/filter", body):
             given, state = run.get("parameters") or {}, run.get("state") or {}
-            about = given.get("pack") or given.get("mission") or given.get("promql") or run["name"]
+            named = given.get("mission") or []
+            missions = (named,) if isinstance(named, str) else tuple(map(str, named))
+            several = f"{len(missions):,} missions" if len(missions) > 1 else "".join(missions)
+            about = given.get("pack") or several or given.get("promql") or run["name"]
             about = ", ".join(about) if isinstance(about, list) else about
             kind, at = kinds[run["deployment_id"]], datetime.fromisoformat(run["end_time"])
             message = state.get("message") or ""
-            runs.append(EndedRun(run["id"], kind, str(about), at, str(run["state_name"]), message))
+            runs.append(EndedRun(run["id"], kind, str(about), at, str(run["state_name"]), message, missions))
         return runs
 
     def _errors(self, runs: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -562,13 +562,18 @@ class PrefectServer:
         function: Callable[[T], object],
         items: Iterable[T],
         *,
+        at_once: int = 1,
         on_done: Callable[[T], None] = lambda _: None,
     ) -> None:
-        """`function(item)` for each item, several at once; `on_done` is told each, in this thread.
+        """`function(item)` for each item, `at_once` at a time; `on_done` is told each, in this thread.
+
+        One, for what reads before it writes: of two such requests SQLite refuses one, which begins again and may lose
+        for minutes. What only adds waits for its turn, so two keep the server busy; with eight all wait for each other
+        until SQLite gives up, a minute each time.
 
         The first error is raised when what had begun has ended; what had not is not begun.
         """
-        with ThreadPoolExecutor(_WRITES_AT_ONCE) as pool:
+        with ThreadPoolExecutor(at_once) as pool:
             waiting = {pool.submit(function, item): item for item in items}
             try:
                 for future in as_completed(waiting):

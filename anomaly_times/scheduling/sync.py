@@ -6,7 +6,7 @@ an apply that was cut off is completed by the next one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import uuid4
@@ -100,12 +100,13 @@ def apply(
 def _carry_out(server: PrefectServer, made: Plan, lock: Lock, clock: Callable[[], datetime], on_done: Told) -> None:
     deployments = {base.kind: base.id for base in server.base_deployments()}
 
-    def write(change: Create | Update) -> None:
+    def create(change: Create) -> None:
         lock.check()
-        if isinstance(change, Create):
-            server.create_mission(change.target)
-        else:
-            server.update_mission(change.target)
+        server.create_mission(change.target)
+
+    def update(change: Update) -> None:
+        lock.check()
+        server.update_mission(change.target)
 
     def schedule(change: ScheduleChange) -> None:
         lock.check()
@@ -129,8 +130,8 @@ def _carry_out(server: PrefectServer, made: Plan, lock: Lock, clock: Callable[[]
         lock.check()
         server.delete_mission(change.name)
 
-    writes: Iterable[Create | Update] = [c for c in made.changes if isinstance(c, (Create, Update))]
-    server.for_each(write, writes, on_done=lambda c: on_done("create" if isinstance(c, Create) else "update", c.name))
+    server.for_each(create, made.of(Create), at_once=2, on_done=lambda change: on_done("create", change.name))
+    server.for_each(update, made.of(Update), on_done=lambda change: on_done("update", change.name))
     server.for_each(schedule, [s for s in made.schedules if s.action != "delete"], on_done=tell_schedule)
     now = clock()
     if fresh := new_missions(made, now=now):
