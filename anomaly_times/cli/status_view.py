@@ -129,7 +129,8 @@ class StatusView:
         by_name = {one.mission.name: one for one in self.deployed.deployed}
         newest: dict[tuple[Kind, str], EndedRun] = {}
         for run in self.deployed.runs:
-            newest.setdefault((run.kind, run.about), run)
+            for about in run.missions or (run.about,):
+                newest.setdefault((run.kind, about), run)
         lines = [self._deployed_line(one, by_name[one.mission.name], newest) for one in self.health]
         lines += [_Line(name, "error", remarks=(error,)) for name, error in self.deployed.broken.items()]
         return tuple(lines)

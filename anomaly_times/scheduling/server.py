@@ -107,7 +107,8 @@ class BaseDeployment:
 class EndedRun:
     """A flow run that ended: what it was about (a pack, missions, a query, or its own name), when, and in which state.
 
-    `missions` are those that it was asked for by name, none where it was for a pack or a query. `errors` are those of its missions by name, `None` where they are not known: it failed before, or nobody asked.
+    `missions` are those that it was asked for by name, none where it was for a pack or a query. `errors` are those of
+    its missions by name, `None` where they are not known: it failed before, or nobody asked.
     """
 
     id: str

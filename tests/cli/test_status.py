@@ -157,7 +157,7 @@ def _view() -> StatusView:
 
     def run(about: str, minutes: int, state: str, message: str = "", errors: dict[str, str] | None = None) -> EndedRun:
         kind: Kind = "forecast" if "forecast" in about else "detect"
-        return EndedRun(f"{about} {minutes}", kind, about, AT - minutes * MINUTES, state, message, errors)
+        return EndedRun(f"{about} {minutes}", kind, about, AT - minutes * MINUTES, state, message, errors=errors)
 
     some = {"bad": "metrics are away", **{f"m{i}": "metrics are away" for i in range(12)}}
     runs = (

@@ -44,7 +44,7 @@ class Runs:
             assert time.monotonic() < deadline
             time.sleep(0.5)
 
-    def started(self, kind: str, parameters: dict[str, str], tags: tuple[str, ...] = ()) -> str:
+    def started(self, kind: str, parameters: dict[str, Any], tags: tuple[str, ...] = ()) -> str:
         body = {"parameters": parameters, "tags": list(tags)}
         return str(api(self.url, "POST", f"deployments/{self.bases[kind]}/create_flow_run", body)["id"])
 
@@ -112,7 +112,9 @@ def test_runs_that_were_asked_for_count_where_they_are_of_this_project(runs: Run
     runs.end(runs.started("forecast", {"mission": "ended-a"}, ours), "FAILED", "Failed", "no data")
     runs.end(runs.started("forecast", {"mission": "ended-b"}, theirs), "FAILED", "Failed", "not ours")
     runs.end(runs.started("detect", {"promql": "up"}), "FAILED", "Failed", "by hand")
+    runs.end(runs.started("forecast", {"mission": ["ended-a", "ended-b"]}, ours), "FAILED", "Failed", "both")
     found = runs.last()
+    assert found["forecast", "2 missions"].missions == ("ended-a", "ended-b")
     assert found["forecast", "ended-a"].message == "no data"
     assert not {("forecast", "ended-b"), ("detect", "up")} & set(found)
 
