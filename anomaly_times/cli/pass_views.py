@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from anomaly_times.cli.views import JSON_SCHEMA, Cell, stamp
+from anomaly_times.cli.views import JSON_SCHEMA, Cell, first_line, stamp
 from anomaly_times.conventions import Kind
 from anomaly_times.durations import iso_utc
 from anomaly_times.errors import AnomalyTimesError
@@ -37,7 +37,7 @@ class Outcome:
 
     `points` counts forecast or scored points over all series, `anomalous` those that score over 1, `unforecast` those
     that could not be scored; `until` is the last time of a forecast. Figures beside an `error` are of what could not be
-    stored.
+    stored. `nothing_new` says that all was scored before.
     """
 
     mission: Mission
@@ -49,6 +49,7 @@ class Outcome:
     worst: Worst | None = None
     warnings: tuple[str, ...] = ()
     error: AnomalyTimesError | None = None
+    nothing_new: bool = False
 
     @property
     def failed(self) -> bool:
@@ -71,7 +72,8 @@ def outcome_of(result: ForecastResult | DetectResult) -> Outcome:
         )
     scores = result.scores
     if scores is None:
-        return Outcome(result.mission, warnings=result.warnings, error=result.error)
+        error = result.error
+        return Outcome(result.mission, warnings=result.warnings, error=error, nothing_new=error is None)
     known = np.isfinite(scores.score)
     worst = None
     if known.any():
@@ -118,26 +120,33 @@ class PassView:
     def columns(self) -> tuple[str, ...]:
         """The table's columns."""
         if self.kind == "forecast":
-            return ("mission", ">series", ">points", "until", "remarks")
-        return ("mission", ">series", ">points", ">over 1", ">worst", "at", "where", "remarks")
+            return ("<mission", ">series", ">points", "until", "remarks")
+        return ("<mission", ">series", ">points", ">over 1", ">worst", "at", "<where", "remarks")
 
     def rows(self) -> list[tuple[Cell, ...]]:
         """One row a mission."""
         return [self._row(outcome) for outcome in sorted(self.outcomes, key=_rank)]
 
     def _row(self, outcome: Outcome) -> tuple[Cell, ...]:
-        remarks: Cell = [(outcome.error.message, "bad")] if outcome.error else "; ".join(outcome.warnings)
+        remarks: Cell = "; ".join(map(first_line, outcome.warnings))
+        if outcome.error is not None:
+            remarks = [(first_line(outcome.error.message), "bad")]
+        elif outcome.nothing_new:
+            remarks = f"scored up to {self._stamp(outcome.mission.last_time(self.now))} already"
         name = outcome.mission.name
         counts = ("", "") if outcome.failed else (f"{outcome.series:,}", f"{outcome.points:,}")
         if self.kind == "forecast":
-            return (name, *counts, stamp(outcome.until) if outcome.until else "", remarks)
+            return (name, *counts, self._stamp(outcome.until) if outcome.until else "", remarks)
         over = f"{outcome.anomalous:,}" if outcome.anomalous else ""
         worst = outcome.worst
         if worst is None:
             return (name, *counts, over, "", "", "", remarks)
         style = "bad" if worst.score > 1 else "good"
         where = str(worst.labels)
-        return (name, *counts, over, [(format_score(worst.score), style)], stamp(worst.at), where, remarks)
+        return (name, *counts, over, [(format_score(worst.score), style)], self._stamp(worst.at), where, remarks)
+
+    def _stamp(self, at: datetime) -> str:
+        return stamp(at, day=at.date() != self.now.date())
 
     def summary(self) -> list[str]:
         """How many missions did what, and what was written."""
@@ -156,8 +165,11 @@ class PassView:
         return [f"{text}; {self.written.samples:,} samples stored{skipped}"]
 
     def notes(self) -> list[str]:
-        """What to try about each failure."""
-        hints = {o.error.hint: o.mission.name for o in reversed(self.outcomes) if o.error is not None and o.error.hint}
+        """What to try about each failure, in the order of the rows."""
+        hints: dict[str, str] = {}
+        for outcome in sorted(self.outcomes, key=_rank):
+            if outcome.error is not None and outcome.error.hint:
+                hints.setdefault(outcome.error.hint, outcome.mission.name)
         return [f"{mission}: {hint}" for hint, mission in hints.items()]
 
     def document(self) -> dict[str, Any]:

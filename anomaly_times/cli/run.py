@@ -105,6 +105,7 @@ def _missions(n: int) -> str:
 
 def _pass_line(done: PassDone) -> str:
     from anomaly_times.cli.pass_views import outcome_of
+    from anomaly_times.cli.views import first_line
     from anomaly_times.scoring import format_score
 
     outcomes = [outcome_of(result) for result in done.results]
@@ -117,7 +118,7 @@ def _pass_line(done: PassDone) -> str:
         # The highest is told anyway, so that a reader sees how far from 1 all is.
         if outcome.worst is not None and (i == 0 or outcome.worst.score > 1):
             parts.append(f"{outcome.mission.name} {format_score(outcome.worst.score)} {outcome.worst.labels}")
-    parts += [f"FAILED {o.mission.name}: {o.error.message}" for o in failed[:_SHOWN] if o.error is not None]
+    parts += [f"FAILED {o.mission.name}: {first_line(o.error.message)}" for o in failed[:_SHOWN] if o.error is not None]
     if len(failed) > _SHOWN:
         parts.append(f"and {len(failed) - _SHOWN} more failed")
     return "; ".join(parts)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
-from anomaly_times.cli.views import JSON_SCHEMA, Cell, stamp
+from anomaly_times.cli.views import JSON_SCHEMA, Cell, counted, first_line, stamp
 from anomaly_times.conventions import Kind
 from anomaly_times.deployed import DeployedMission
 from anomaly_times.durations import format_duration, iso_utc
 from anomaly_times.mission import Mission
 from anomaly_times.plan import KINDS
-from anomaly_times.scheduling.health import Health, State
+from anomaly_times.scheduling.health import CADENCES, Health, State
 from anomaly_times.scheduling.server import EndedRun
 
 __all__ = ["Deployed", "StatusView"]
 
-_ORDER: tuple[str, ...] = ("error", "unforecast", "unscored", "late", "ok", "paused")
+_ORDER: tuple[str, ...] = ("error", "unforecast", "unscored", "late", "new", "ok", "paused")
+_FINE = ("new", "ok", "paused")
 _REMARKS: Mapping[State, str] = {
     "unforecast": "no forecast is stored for the time to come",
     "unscored": "nothing was scored lately",
@@ -65,36 +66,44 @@ class StatusView:
 
     @property
     def needs_help(self) -> bool:
-        """Whether a mission that is not paused is anything but ok."""
-        return any(line.state not in ("ok", "paused") for line in self._lines)
+        """Whether a mission that is neither paused nor new is anything but ok."""
+        return any(line.state not in _FINE for line in self._lines)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The table's columns."""
         last = () if self.deployed is None else ("last run",)
-        return ("mission", "state", "scored until", ">behind", "forecast until", *last, "remarks")
+        return ("<mission", "state", "scored", ">behind", "forecast", *last)
 
     def rows(self) -> list[tuple[Cell, ...]]:
-        """One row a mission."""
-        return [self._row(line) for line in sorted(self._lines, key=lambda line: (_ORDER.index(line.state), line.name))]
+        """One row a mission; times of another day than today come with it."""
+        return [self._row(line) for line in self._sorted]
+
+    @property
+    def _sorted(self) -> list[_Line]:
+        return sorted(self._lines, key=lambda line: (_ORDER.index(line.state), line.name))
 
     def _row(self, line: _Line) -> tuple[Cell, ...]:
         health = line.health
-        style = {"ok": "good", "paused": "muted", "late": "warn"}.get(line.state, "bad")
-        scored = stamp(health.scored) if health and health.scored else "–"
+        style = {"ok": "good", "new": "good", "paused": "muted", "late": "warn"}.get(line.state, "bad")
+        scored = self._stamp(health.scored) if health and health.scored else "–"
         behind = format_duration(health.lag) if health and health.lag is not None else "–"
-        covered = stamp(health.covered) if health and health.covered else "–"
+        covered = self._stamp(health.covered) if health and health.covered else "–"
         last: tuple[Cell, ...] = ()
         if self.deployed is not None:
-            last = (f"{stamp(line.run.ended.replace(microsecond=0))} {line.run.state}" if line.run else "–",)
-        return (line.name, [(line.state, style)], scored, behind, covered, *last, "; ".join(line.remarks))
+            run = line.run
+            last = (f"{self._stamp(run.ended.replace(second=0, microsecond=0))} {run.state}" if run else "–",)
+        return (line.name, [(line.state, style)], scored, behind, covered, *last)
+
+    def _stamp(self, at: datetime) -> str:
+        return stamp(at, day=at.date() != self.now.date())
 
     def summary(self) -> list[str]:
-        """How many are how."""
+        """What is to be said of missions, and how many are how."""
+        remarks = [f"{line.name}: {'; '.join(map(first_line, line.remarks))}" for line in self._sorted if line.remarks]
         counts = {state: sum(line.state == state for line in self._lines) for state in _ORDER}
-        told = ", ".join(f"{n:,} {state}" for state, n in counts.items() if n)
-        n = len(self._lines)
-        return [f"{n:,} {'mission' if n == 1 else 'missions'}" + (f": {told}" if told else "")]
+        told = ", ".join(counted(n, state, "errors" if state == "error" else state) for state, n in counts.items() if n)
+        return [*remarks, counted(len(self._lines), "mission") + (f": {told}" if told else "")]
 
     def notes(self) -> list[str]:
         """What to try where looking failed."""
@@ -147,8 +156,16 @@ class StatusView:
         if pause is not None and (pause.until is None or pause.until > self.now):
             until = f" until {stamp(pause.until)}" if pause.until else ""
             return _Line(name, "paused", one, last, (f"paused{until}{f': {pause.reason}' if pause.reason else ''}",))
-        failures = (failure for run in runs if (failure := _failure(run, name)))
+        failures = [failure for run in runs if (failure := _failure(run, name))]
+        if one.state in ("unforecast", "unscored") and not failures and self.now < deployed.since + _first_while(one):
+            return _Line(name, "new", one, last, (f"deployed at {stamp(deployed.since.replace(microsecond=0))}",))
         return _Line(name, one.state, one, last, (*_remarks(one), *failures))
+
+
+def _first_while(health: Health) -> timedelta:
+    """So long after its `since` a mission may be without a forecast or scores, and nothing is wrong."""
+    mission = health.mission
+    return mission.forecast.period + CADENCES * max(mission.detect.period, mission.step) + mission.offset
 
 
 def _remarks(health: Health) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,7 +24,18 @@ from anomaly_times.stores import Written
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["Cell", "DetectView", "ForecastView", "View", "counted", "distinct_names", "number", "sparkline", "stamp"]
+__all__ = [
+    "Cell",
+    "DetectView",
+    "ForecastView",
+    "View",
+    "counted",
+    "distinct_names",
+    "first_line",
+    "number",
+    "sparkline",
+    "stamp",
+]
 
 Cell: TypeAlias = "str | list[tuple[str, str]]"
 """Text, or pieces of text with a style (`bad`, `good`, `muted` or none) each."""
@@ -173,7 +185,7 @@ class ForecastView:
         """Counts, and what was written."""
         mission, f = self.query.mission, self.forecast
         text = f"{counted(len(f.labels), 'series', 'series')}, {f.grid.n} steps of {format_duration(f.grid.step)} each"
-        text += f", {mission.forecast.level:g} % bounds, model {mission.forecast.model.type}"
+        text += f", {mission.forecast.level:g} % bounds, model {_model_names(mission.forecast.model.type, f)}"
         again = "had this forecast already (its two bounds count as series)"
         return [text, _stored(self.query, self.written, "forecast", self.where, again, failed=self.failed is not None)]
 
@@ -193,6 +205,9 @@ class ForecastView:
                 "yhat": _list(f.yhat[i]),
                 "lower": _list(f.lower[i]),
                 "upper": _list(f.upper[i]),
+                "model": f.models[i].model if i in f.models else self.query.mission.forecast.model.type,
+                "why": f.models[i].why if i in f.models else None,
+                "warming": i in f.warming,
                 "note": f.notes.get(i),
             }
             for i, labels in enumerate(f.labels)
@@ -467,6 +482,11 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def first_line(message: str) -> str:
+    """What a message says in brief: further lines show where in a query, and belong into a text of its own."""
+    return message.partition("\n")[0]
+
+
 def stamp(at: datetime, *, day: bool = True) -> str:
     """A UTC time for people."""
     seconds = ":%S" if at.second or at.microsecond else ""
@@ -546,6 +566,12 @@ def _counter_note(query: Query, y: Floats) -> list[str]:
 def counted(n: int, one: str, many: str = "") -> str:
     """`1 mission`, `2 missions`; `many` is the plural where that is not just an s more."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def _model_names(asked: str, forecast: Forecast) -> str:
+    """`auto (seasonmix 12, profile 3)`: what was asked for, and what of it series got."""
+    got = Counter(choice.model for choice in forecast.models.values())
+    return f"{asked} ({', '.join(f'{name} {n:,}' for name, n in got.most_common())})" if got else asked
 
 
 def _grouped_notes(forecast: Forecast) -> list[str]:

@@ -36,6 +36,7 @@ _PATIENCE = 180.0
 """Seconds for a server to come up: the first start of Prefect's makes its database."""
 _GRACE = 20.0
 """Seconds for a process to end by itself once it is asked to."""
+_THERE = " (it was there before: it is used, and left running)"
 _PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal that a process gets when its parent ends."""
 
@@ -257,16 +258,18 @@ def bring_up(
     else:
         if options.victoria_url.replace(HOST, "localhost") != DEFAULT_URL:
             env |= {"AT_SOURCES__LOCAL__URL": options.victoria_url, "AT_SOURCE": "local"}
-        if _free(options.victoria_port, "VictoriaMetrics", "--victoria-port", lambda: _is_victoria(options)):
+        ours = _free(options.victoria_port, "VictoriaMetrics", "--victoria-port", lambda: _is_victoria(options))
+        if ours:
             part = Part("VictoriaMetrics", _victoria_command(data, options), logs / "victoria-metrics.log")
             if not stack.start(part, ready=lambda: _is_victoria(options), stop=stop):
                 return False
-        tell(f"VictoriaMetrics: {options.victoria_url}")
-    if _free(options.prefect_port, "Prefect server", "--prefect-port", lambda: _is_prefect(options)):
+        tell(f"VictoriaMetrics: {options.victoria_url}" + ("" if ours else _THERE))
+    ours = _free(options.prefect_port, "Prefect server", "--prefect-port", lambda: _is_prefect(options))
+    if ours:
         part = Part("Prefect server", _prefect_command(options), logs / "prefect-server.log", _prefect_env(data))
         if not stack.start(part, ready=lambda: _is_prefect(options), stop=stop):
             return False
-    tell(f"Prefect: {options.api_url.removesuffix('/api')}")
+    tell(f"Prefect: {options.api_url.removesuffix('/api')}" + ("" if ours else _THERE))
     worker = Part("worker", _worker_command(), logs / "worker.log", env | {"PREFECT_HOME": str(data / "worker")})
     if not stack.start(worker, ready=lambda: _has_pool(options), stop=stop):
         return False

@@ -77,6 +77,25 @@ def test_json_is_alone_on_stdout_and_names_the_worst(at: Run, store: MemoryStore
     assert entry["error"] is None
 
 
+def test_where_nothing_is_new_the_table_says_until_when_all_is_scored(at: Run, store: MemoryStore) -> None:
+    file = mission_file("again")
+    at("forecast", file, *ELEVEN)
+    at("detect", file, *NOON)
+    [line] = [line for line in at("detect", file, *NOON).stdout.splitlines() if line.startswith("again")]
+    assert " ".join(line.split()) == "again 0 0 scored up to 12:00 already"
+
+
+def test_remarks_are_one_line_and_hints_come_in_the_order_of_the_rows(at: Run, store: MemoryStore) -> None:
+    for name in ("b", "a"):
+        store.series[name] = StoreUnavailableError(f"{name} is away\n  {name}\n  ^", hint=f"start {name}")
+        mission_file(name, promql=name)
+    result = at("forecast", *NOON)
+    rows = [line.split(maxsplit=1) for line in result.stdout.splitlines() if line.endswith(" is away")]
+    assert rows == [["a", "a is away"], ["b", "b is away"]]
+    assert "\\x" not in result.stdout
+    assert [line for line in result.stderr.splitlines() if "start" in line] == ["note: a: start a", "note: b: start b"]
+
+
 def test_a_failed_mission_stops_no_other_and_gives_its_exit_code(at: Run, store: MemoryStore) -> None:
     store.series["broken"] = StoreUnavailableError("nobody is there", hint="start it")
     mission_file("away", promql="broken")

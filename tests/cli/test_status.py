@@ -11,6 +11,8 @@ import pytest
 
 import anomaly_times.cli.options
 import anomaly_times.scheduling.server
+from anomaly_times.cli import render
+from anomaly_times.cli.options import Output
 from anomaly_times.cli.status_view import Deployed, StatusView
 from anomaly_times.conventions import Kind
 from anomaly_times.deployed import DeployedMission, Pause
@@ -130,9 +132,10 @@ def test_the_missions_of_files_are_shown_without_prefect(at: Run, store: MemoryS
     ran(store, "fine", forecast=HOUR, detect=timedelta(0))
     result = at("status")
     assert result.exit_code == 0, result.stderr
-    rows = [line.split() for line in result.stdout.splitlines() if line.startswith(("fine", "nothing"))]
+    rows = [line.split() for line in result.stdout.splitlines() if line.startswith(("fine ", "nothing "))]
     assert [row[:2] for row in rows] == [["nothing", "unforecast"], ["fine", "ok"]]
-    assert rows[1][2:7] == ["2026-03-01", "12:00", "0s", "2026-03-01", "13:00"]
+    assert rows[1][2:5] == ["12:00", "0s", "13:00"]
+    assert "nothing: no forecast is stored for the time to come" in result.stdout
     assert "2 missions: 1 unforecast, 1 ok" in result.stdout
     document = json.loads(at("status", "missions/fine.yaml", "-o", "json").stdout)
     assert document["missions"] == [
@@ -189,6 +192,39 @@ def test_what_prefect_knows_stands_beside(capsys: pytest.CaptureFixture[str]) ->
     assert entries["resting"]["remarks"] == ["paused until 2026-03-01 13:00: a release"]
     assert entries["broken"]["remarks"] == ["the Variable at_broken holds no mission"]
     assert entries["rested"]["remarks"] == []
+
+
+def test_status_fits_80_columns_and_cuts_no_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    view = _view()
+    assert view.deployed is not None
+    long = replace(view.deployed, broken={}, runs=tuple(replace(r, ended=r.ended - HOUR) for r in view.deployed.runs))
+    names = ["checkout-latency-eu", "up"]
+    missions = tuple(replace(long.deployed[0], mission=mission(name)) for name in names)
+    health = tuple(Health(one.mission, AT - 3 * HOUR, 3 * HOUR) for one in missions)
+    render.show_report(StatusView(health, NOW, replace(long, deployed=missions)), Output.TABLE)
+    table = capsys.readouterr().out.partition("\ncheckout-latency-eu: ")[0].splitlines()
+    assert all(len(line) <= 80 for line in table)
+    assert [line.split() for line in table[2:]] == [
+        ["checkout-latency-eu", "unforecast", "09:00", "3h", "–", "10:59", "Partial"],
+        ["up", "unforecast", "09:00", "3h", "–", "10:59", "Partial"],
+    ]
+
+
+def test_a_mission_is_new_until_its_first_forecast_and_scores_are_due() -> None:
+    def state(age: timedelta, *, failed: bool = False) -> tuple[str, bool]:
+        deployed = DeployedMission(mission("m"), "p", ("at:p:forecast:1h:00", "at:p:detect:10m:00"), NOW - age)
+        error = EndedRun("x", "forecast", "m", AT, "Failed", "no such metric")
+        view = StatusView((Health(mission("m")),), NOW, Deployed((deployed,), {}, (error,) if failed else ()))
+        [entry] = view.document()["missions"]
+        return entry["state"], view.needs_help
+
+    assert state(5 * MINUTES) == ("new", False)
+    assert state(89 * MINUTES) == ("new", False)  # forecasts hourly, scores every ten minutes
+    assert state(91 * MINUTES) == ("unforecast", True)
+    assert state(5 * MINUTES, failed=True) == ("unforecast", True)
 
 
 def test_a_run_that_failed_as_a_whole_is_told_at_all_its_missions() -> None:

@@ -48,7 +48,7 @@ def running(folder: Path, *args: str, **env: str) -> Iterator[subprocess.Popen[b
                 process.wait()
 
 
-def until(true: Callable[[], bool], folder: Path, process: subprocess.Popen[bytes], seconds: float = 200) -> None:
+def until(true: Callable[[], bool], folder: Path, process: subprocess.Popen[bytes], seconds: float = 400) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         log = (folder / "log").read_text()
@@ -147,7 +147,8 @@ def test_a_port_of_somebody_else_is_told_and_nothing_starts(
 def test_a_server_that_answers_already_is_used_and_left_running(tmp_path: Path, vm_server: servers.Server) -> None:
     port = vm_server.url.rpartition(":")[2]
     with running(tmp_path, "--victoria-port", port, "--prefect-port", str(servers.free_port())) as process:
-        until(lambda: "VictoriaMetrics: http" in (tmp_path / "log").read_text(), tmp_path, process, 60)
+        reused = f"VictoriaMetrics: {vm_server.url} (it was there before: it is used, and left running)"
+        until(lambda: reused in (tmp_path / "log").read_text(), tmp_path, process, 60)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     assert not (tmp_path / ".anomaly-times" / "up" / "victoria-metrics").exists()
