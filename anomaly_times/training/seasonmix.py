@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -20,6 +22,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +32,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from anomaly_times.models.seasonmix import LEVELS, Layer, Weights
 from anomaly_times.models.seasonmix_features import BASES, blocks, describe
@@ -39,10 +42,10 @@ __all__ = ["Examples", "Network", "Run", "Scores", "export", "main", "make_examp
 
 _SERIES_A_SHARD, _LEADS = 512, 16
 _TARGET_LIMIT = 50.0
-_SHARDS_KEPT, _DRAWN_EACH = 192, 2
+_SHARDS_KEPT, _DRAWN_EACH = 192, 4
 _SHARDS_A_BATCH = 8
 _VALIDATION_SEED, _VALIDATION_SHARDS, _VALIDATE_EVERY = 1_000_000_007, 24, 1000
-_SEEDS_A_RUN = 100_000_000
+_SEEDS_A_RUN, _SEEDS_A_TRAINER = 100_000_000, 1_000_000
 _WARM_UP, _FALLING_SHARE, _LOWEST_SHARE = 500, 0.3, 0.01
 _AVERAGE = 0.999
 
@@ -227,7 +230,7 @@ class Run:
         path.with_suffix(".tmp").replace(path)
 
     def learn(self, batch: tuple[Tensor, Tensor, Tensor, Tensor], *, rate: float) -> float:
-        """One step on one batch; its loss."""
+        """One step on one batch, and on those of the other trainers; the loss of this one."""
         *given, target = batch
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -237,6 +240,8 @@ class Run:
         loss = pinball(answer, target)
         self.optimiser.zero_grad()
         torch.autograd.backward(loss)
+        if distributed.is_initialized():
+            _average_gradients(self.network)
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimiser.step()
         self.step += 1
@@ -247,6 +252,16 @@ class Run:
         return loss.item()
 
 
+def _average_gradients(network: nn.Module) -> None:
+    """Give every trainer the mean of the gradients of all."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients]) / distributed.get_world_size()
+    distributed.all_reduce(flat)
+    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
 def train(out: Path, *, steps: int, rate: float, batch: int, processes: int, seed: int) -> None:
     """Train for `steps` in all, from the checkpoint beside `out` where there is one, and write the weights to `out`.
 
@@ -254,23 +269,28 @@ def train(out: Path, *, steps: int, rate: float, batch: int, processes: int, see
         out: the file of weights; the checkpoint is `out` with the suffix `.pt`.
         steps: batches in all.
         rate: learning rate before it falls.
-        batch: examples in a batch.
-        processes: generators beside the trainer.
+        batch: examples in a batch of this trainer.
+        processes: generators beside this trainer.
         seed: of the run.
+
+    Where `torch.distributed` is initialised, this is one of several trainers that learn the same network from different
+    series; the first one writes.
     """
     torch.manual_seed(seed)
     torch.set_num_threads(1)
-    checks = Examples.joined([make_examples(_VALIDATION_SEED + i, 256) for i in range(_VALIDATION_SHARDS)])
-    run = Run.begun(Examples.joined([make_examples(seed * _SEEDS_A_RUN + i) for i in range(4)]))
+    rank = distributed.get_rank() if distributed.is_initialized() else 0
+    shards = range(_VALIDATION_SEED, _VALIDATION_SEED + _VALIDATION_SHARDS) if rank == 0 else ()
+    checks = [make_examples(number, _SERIES_A_SHARD // 2) for number in shards]
+    run = Run.begun(make_examples(seed * _SEEDS_A_RUN))
     checkpoint = out.with_suffix(".pt")
     if checkpoint.exists():
         run.restore(checkpoint)
-    rng = np.random.default_rng([seed, run.step])
+    rng = np.random.default_rng([seed, run.step, rank])
     n_weights = sum(p.numel() for p in run.network.parameters())
     _log.info("%s weights, step %s of %s", f"{n_weights:,}", f"{run.step:,}", f"{steps:,}")
     kept: deque[Examples] = deque(maxlen=_SHARDS_KEPT)
     loss, began, first = 0.0, time.monotonic(), run.step
-    for examples in _stream(seed * _SEEDS_A_RUN + run.shard, processes):
+    for examples in _stream(seed * _SEEDS_A_RUN + rank * _SEEDS_A_TRAINER + run.shard, processes):
         kept.append(examples)
         run.shard += 1
         if len(kept) < _SHARDS_A_BATCH:
@@ -278,9 +298,9 @@ def train(out: Path, *, steps: int, rate: float, batch: int, processes: int, see
         for _ in range(_DRAWN_EACH * len(examples) // batch):
             now = run.learn(_draw(rng, kept, batch), rate=rate * share_of_rate(run.step, steps))
             loss += (now - loss) * max(0.002, 1 / (run.step - first))
-            if run.step % _VALIDATE_EVERY == 0 or run.step >= steps:
+            if rank == 0 and (run.step % _VALIDATE_EVERY == 0 or run.step >= steps):
                 pace = (run.step - first) / (time.monotonic() - began)
-                told = validate(run.average, checks)
+                told = validate(run.average, Examples.joined(checks))
                 _log.info("step %d  shard %d  loss %.4f  %s  %.1f steps/s", run.step, run.shard, loss, told, pace)
                 run.save(checkpoint)
                 export(run.average, out, revision=f"{seed}.{run.step}")
@@ -393,23 +413,49 @@ def _layer(layer: nn.Module) -> Layer:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line and train."""
+    asked = _asked(argv)
+    if asked.trainers == 1:
+        _train_as(0, asked, None)
+        return
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(asked.trainers, mp_context=get_context("spawn")) as pool,
+    ):
+        meeting = f"file://{folder}/meeting"
+        for trainer in [pool.submit(_train_as, rank, asked, meeting) for rank in range(asked.trainers)]:
+            trainer.result()
+
+
+def _asked(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the file of weights; the checkpoint lies beside it")
     parser.add_argument("--steps", type=int, default=60_000, help="batches in all")
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate before it falls")
-    parser.add_argument("--batch", type=int, default=256, help="examples in a batch, a multiple of 8")
-    parser.add_argument("--processes", type=int, default=1, help="generators beside the trainer")
+    parser.add_argument("--batch", type=int, default=264, help="examples in a batch, of all trainers together")
+    parser.add_argument("--trainers", type=int, default=1, help="processes that share each batch")
+    parser.add_argument("--generators", type=int, default=1, help="processes beside each trainer that make series")
     parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def _train_as(rank: int, asked: argparse.Namespace, meeting: str | None) -> None:
+    """Be the trainer `rank` of those that meet at the URL `meeting`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if meeting:
+        # They are all on this machine, whatever its name resolves to.
+        if sys.platform == "linux":
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=asked.trainers)
     train(
         asked.out,
         steps=asked.steps,
         rate=asked.rate,
-        batch=asked.batch,
-        processes=asked.processes,
+        batch=asked.batch // asked.trainers,
+        processes=asked.generators,
         seed=asked.seed,
     )
+    if meeting:
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

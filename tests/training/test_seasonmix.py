@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +118,17 @@ def test_one_command_trains_and_writes_weights(tmp_path: Path, monkeypatch: pyte
     assert len(weights.out[0]) == len(LEVELS) + len(BASES)
     training.main(["--out", str(out), "--steps", "7", "--batch", "32"])
     assert Weights.load(out).revision == "1.7"
+
+
+@pytest.mark.slow
+def test_two_trainers_learn_one_network(tmp_path: Path) -> None:
+    out = tmp_path / "weights.npz"
+    code = (
+        "import sys; from anomaly_times.training import seasonmix as t; "
+        "t._VALIDATION_SHARDS, t._SERIES_A_SHARD = 1, 64; "
+        "t._train_as(int(sys.argv[1]), t._asked(sys.argv[3:]), sys.argv[2])"
+    )
+    arguments = [f"file://{tmp_path}/meeting", "--out", str(out), "--steps", "3", "--batch", "32", "--trainers", "2"]
+    trainers = [subprocess.Popen([sys.executable, "-c", code, str(rank), *arguments]) for rank in (0, 1)]
+    assert [trainer.wait(timeout=240) for trainer in trainers] == [0, 0]
+    assert Weights.load(out).revision == "1.3"
