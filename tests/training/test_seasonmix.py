@@ -88,8 +88,8 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path, examples: Examples) -
 def test_the_rate_warms_up_stays_and_falls() -> None:
     share = training.share_of_rate
     assert share(0, 10_000) < 0.01
-    assert share(600, 10_000) == share(6_900, 10_000) == 1
-    assert 0.4 < share(8_500, 10_000) < 0.6
+    assert share(600, 10_000) == share(4_900, 10_000) == 1
+    assert 0.4 < share(7_500, 10_000) < 0.6
     assert share(10_000, 10_000) == pytest.approx(0.01)
     # What came before the fall does not depend on how long the run is.
     assert share(3_000, 10_000) == share(3_000, 50_000)
