@@ -22,7 +22,7 @@ from anomaly_times.cli.detect import detect
 from anomaly_times.cli.doctor import doctor
 from anomaly_times.cli.forecast import forecast
 from anomaly_times.cli.mission import mission_app
-from anomaly_times.cli.models import models
+from anomaly_times.cli.models import models_app
 from anomaly_times.cli.options import GroupedHelp
 from anomaly_times.cli.run import run
 from anomaly_times.cli.status import status
@@ -153,9 +153,10 @@ def _root(
     pass
 
 
-for _command in (forecast, detect, run, status, up, deploy, models, doctor, demo):
+for _command in (forecast, detect, run, status, up, deploy, doctor, demo):
     app.command(cls=GroupedHelp)(_command)
 app.add_typer(mission_app)
+app.add_typer(models_app)
 
 
 def main() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -36,8 +37,9 @@ class Outcome:
     """What a pass made of one mission, in figures.
 
     `points` counts forecast or scored points over all series, `anomalous` those that score over 1, `unforecast` those
-    that could not be scored; `until` is the last time of a forecast. Figures beside an `error` are of what could not be
-    stored. `nothing_new` says that all was scored before.
+    that could not be scored; `until` is the last time of a forecast, `models` says how many series each model forecast
+    where `auto` chose, `warming` how many are too young for bounds of their own. Figures beside an `error` are of what
+    could not be stored. `nothing_new` says that all was scored before.
     """
 
     mission: Mission
@@ -50,6 +52,8 @@ class Outcome:
     warnings: tuple[str, ...] = ()
     error: AnomalyTimesError | None = None
     nothing_new: bool = False
+    models: Mapping[str, int] = field(default_factory=dict)
+    warming: int = 0
 
     @property
     def failed(self) -> bool:
@@ -66,9 +70,18 @@ def outcome_of(result: ForecastResult | DetectResult) -> Outcome:
         warnings = result.warnings
         if result.ended:
             warnings = (*warnings, f"{result.ended:,} series ended, and were left out")
+        if forecast.warming:
+            warnings = (*warnings, f"{len(forecast.warming):,} series warming up: their bands are wide")
         points = int(np.isfinite(forecast.yhat).sum())
         return Outcome(
-            result.mission, len(forecast.labels), points, forecast.grid.end, warnings=warnings, error=result.error
+            result.mission,
+            len(forecast.labels),
+            points,
+            forecast.grid.end,
+            warnings=warnings,
+            error=result.error,
+            models=dict(Counter(choice.model for choice in forecast.models.values()).most_common()),
+            warming=len(forecast.warming),
         )
     scores = result.scores
     if scores is None:
@@ -193,7 +206,11 @@ class PassView:
             "points": outcome.points,
         }
         if self.kind == "forecast":
-            entry["until"] = iso_utc(outcome.until) if outcome.until else None
+            entry |= {
+                "until": iso_utc(outcome.until) if outcome.until else None,
+                "models": dict(outcome.models),
+                "warming": outcome.warming,
+            }
         else:
             entry |= {
                 "anomalous": outcome.anomalous,

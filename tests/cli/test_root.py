@@ -68,7 +68,7 @@ def test_options_are_listed_in_groups(at: Run) -> None:
         (["detect", "--top", "x"], "--top: must be a whole number"),
         (["detect", "--promql"], "--promql: needs a value"),
         (["models", "--output", "xml"], "--output: 'xml' is not one of 'table', 'json'"),
-        (["models", "extra"], "too many arguments: extra"),
+        (["doctor", "extra"], "too many arguments: extra"),
         (["mission", "show"], "NAME: is missing"),
     ],
 )
