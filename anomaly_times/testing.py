@@ -296,7 +296,8 @@ def a_row_alone_is_as_in_a_panel(model: Forecaster) -> None:
     together = _ask(model, panel_of(y)).values
     for i in range(len(y)):
         alone = _ask(model, panel_of(y).rows([i])).values
-        np.testing.assert_allclose(alone[0], together[i], rtol=1e-9)
+        # Single precision adds up in another order in a batch of another size.
+        np.testing.assert_allclose(alone[0], together[i], rtol=0, atol=1e-5 * np.abs(together[i]).max())
 
 
 CONTRACT: tuple[Callable[[Forecaster], None], ...] = (

@@ -69,6 +69,7 @@ _MIX = "anomaly_times.models.seasonmix"
 _SMOOTHING = "anomaly_times.models.smoothing"
 _NIXTLA = "anomaly_times.models.nixtla"
 _BOOSTING = "anomaly_times.models.gradient_boosting"
+_CHRONOS = "anomaly_times.models.chronos_models"
 
 _BUILT_IN: dict[str, tuple[ModelInfo, str]] = {
     info.name: (info, where)
@@ -166,6 +167,22 @@ _BUILT_IN: dict[str, tuple[ModelInfo, str]] = {
                 },
             ),
             f"{_BOOSTING}:lgbm",
+        ),
+        (
+            ModelInfo(
+                "chronos",
+                "pretrained transformers, zero-shot: Chronos-2, Bolt or T5",
+                "chronos",
+                slow=True,
+                params={
+                    "path": "a folder, or a name on the hub; amazon/chronos-bolt-small by default",
+                    "device": "cpu (default), cuda, cuda:1 or mps",
+                    "dtype": "float32 (default) or bfloat16",
+                    "context": "how many of the newest points it sees, at most; what it was made for by default",
+                    "threads": "all cores by default",
+                },
+            ),
+            f"{_CHRONOS}:chronos",
         ),
     ]
 }
