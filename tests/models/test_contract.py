@@ -39,7 +39,7 @@ class LastDay:
             if known.size:
                 values[i] = np.resize(known[: known.size // 24 * 24][-24:] if known.size >= 24 else known, h)[:, None]
         if self.pooled:
-            values += 1e-6 * history.n_series
+            values += 0.01 * history.n_series
         return Quantiles(history.labels, history.grid.following(h), tuple(quantiles), values)
 
 
