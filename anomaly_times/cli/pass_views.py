@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from anomaly_times.cli.views import JSON_SCHEMA, Cell, first_line, stamp
+from anomaly_times.cli.views import JSON_SCHEMA, Cell, counted, first_line, stamp
 from anomaly_times.conventions import Kind
 from anomaly_times.durations import iso_utc
 from anomaly_times.errors import AnomalyTimesError
@@ -167,7 +167,7 @@ class PassView:
         lost = sum(outcome.error is not None for outcome in self.outcomes) - failed
         n, points = len(self.outcomes), sum(outcome.points for outcome in self.outcomes)
         done = {"forecast": "forecast", "detect": "scored"}[self.kind]
-        text = f"{n - failed:,} of {n:,} missions {done}, {points:,} points"
+        text = f"{n - failed:,} of {counted(n, 'mission')} {done}, {counted(points, 'point')}"
         if failed:
             text += f"; {failed:,} failed"
         if lost:
@@ -175,7 +175,7 @@ class PassView:
         if self.written is None:
             return [f"{text}; dry run: nothing stored"]
         skipped = f", {self.written.skipped:,} series were there already" if self.written.skipped else ""
-        return [f"{text}; {self.written.samples:,} samples stored{skipped}"]
+        return [f"{text}; {counted(self.written.samples, 'sample')} stored{skipped}"]
 
     def notes(self) -> list[str]:
         """What to try about each failure, in the order of the rows."""

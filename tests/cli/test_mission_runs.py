@@ -200,7 +200,7 @@ def test_what_could_not_be_stored_is_shown_beside_the_error(
     line = next(line for line in table.stdout.splitlines() if line.startswith("full"))
     assert line.split()[:4] == ["full", "3", "17", "3"]
     assert line.endswith("no room")
-    assert "1 of 1 missions scored, 17 points; 1 could not be stored; 0 samples stored" in table.stdout
+    assert "1 of 1 mission scored, 17 points; 1 could not be stored; 0 samples stored" in table.stdout
     assert "note: full: make some" in table.stderr
 
 
