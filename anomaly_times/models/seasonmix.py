@@ -1,9 +1,9 @@
 """`seasonmix`: a small network that weighs simple seasonal forecasts and adds quantiles; zero-shot, in numpy.
 
 Trained on made-up series only (`anomaly_times.training`), so it forecasts a series that it has never seen, from its own
-history alone, and nothing is fitted. `seasonmix_features` finds the periods and makes the simple forecasts; an encoder
-reads each series once, and at every lead a small head answers how much of each simple forecast to take (a softmax) and
-how far from their mixture each quantile lies. docs/seasonmix.md is the model card.
+history alone, and nothing is fitted. `seasonmix_periods` finds the seasons, `seasonmix_features` makes the simple
+forecasts; an encoder reads each series once, and at every lead a small head answers how much of each simple forecast to
+take (a softmax) and how far from their mixture each quantile lies. docs/seasonmix.md is the model card.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import numpy.typing as npt
 from anomaly_times.durations import milliseconds
 from anomaly_times.errors import ModelError
 from anomaly_times.models.season import DAY, FEWEST_SLOTS, HOUR, WEEK, local_ms
-from anomaly_times.models.seasonmix_features import BASES, SLOTS, Described, blocks, describe
+from anomaly_times.models.seasonmix_features import BASES, Described, blocks, describe
+from anomaly_times.models.seasonmix_periods import SLOTS
 from anomaly_times.panel import Floats, Grid, Panel, Quantiles
 
 __all__ = ["LEVELS", "SeasonMix", "Weights"]

@@ -42,7 +42,8 @@ __all__ = ["Examples", "Network", "Run", "Scores", "export", "main", "make_examp
 
 _SERIES_A_SHARD, _LEADS = 512, 16
 _TARGET_LIMIT = 50.0
-_SHARDS_KEPT, _DRAWN_EACH = 192, 4
+# An example that is drawn often, or from few, is learned by heart.
+_SHARDS_KEPT, _FEWEST_SHARDS, _DRAWN_EACH = 192, 24, 2
 _SHARDS_A_BATCH = 8
 _VALIDATION_SEED, _VALIDATION_SHARDS, _VALIDATE_EVERY = 1_000_000_007, 24, 1000
 _SEEDS_A_RUN, _SEEDS_A_TRAINER = 100_000_000, 1_000_000
@@ -293,7 +294,7 @@ def train(out: Path, *, steps: int, rate: float, batch: int, processes: int, see
     for examples in _stream(seed * _SEEDS_A_RUN + rank * _SEEDS_A_TRAINER + run.shard, processes):
         kept.append(examples)
         run.shard += 1
-        if len(kept) < _SHARDS_A_BATCH:
+        if len(kept) < _FEWEST_SHARDS:
             continue
         for _ in range(_DRAWN_EACH * len(examples) // batch):
             now = run.learn(_draw(rng, kept, batch), rate=rate * share_of_rate(run.step, steps))

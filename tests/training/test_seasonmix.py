@@ -111,6 +111,7 @@ def test_the_loss_is_least_at_the_true_quantiles() -> None:
 def test_one_command_trains_and_writes_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "_VALIDATION_SHARDS", 1)
     monkeypatch.setattr(training, "_SERIES_A_SHARD", 64)
+    monkeypatch.setattr(training, "_FEWEST_SHARDS", 2)
     out = tmp_path / "weights.npz"
     training.main(["--out", str(out), "--steps", "5", "--batch", "32"])
     weights = Weights.load(out)
@@ -125,7 +126,7 @@ def test_two_trainers_learn_one_network(tmp_path: Path) -> None:
     out = tmp_path / "weights.npz"
     code = (
         "import sys; from anomaly_times.training import seasonmix as t; "
-        "t._VALIDATION_SHARDS, t._SERIES_A_SHARD = 1, 64; "
+        "t._VALIDATION_SHARDS, t._SERIES_A_SHARD, t._FEWEST_SHARDS = 1, 64, 2; "
         "t._train_as(int(sys.argv[1]), t._asked(sys.argv[3:]), sys.argv[2])"
     )
     arguments = [f"file://{tmp_path}/meeting", "--out", str(out), "--steps", "3", "--batch", "32", "--trainers", "2"]
