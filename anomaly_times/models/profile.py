@@ -3,7 +3,8 @@
 Per series, in this order, everything over blocks of rows at once:
 
 1. Seasons: for hour, day and week (or the periods given) the interquartile mean of each slot over the cycles, after
-   the moving level is taken off; kept where it explains cycles that it was not made from, and shrunk by how well.
+   the moving level is taken off; kept where it explains cycles that it was not made from, and shrunk by how well. Then
+   the same for a period that stands out of the spectrum of what is left.
 2. What remains is described at every moment by the means of the last 1, 4, 16, … points up to a day and by the mean of
    all before. The differences between neighbours in that list are bands: slow ones are level shifts, fast ones are
    noise. For some leads, ridge regression over past moments tells how much of each band persists (the direct method of
@@ -34,6 +35,7 @@ from anomaly_times.models.season import (
     level_around,
     middle_mean,
     nan_median,
+    odd_seasons,
     rows_by_length,
 )
 from anomaly_times.models.tails import tail_quantiles
@@ -97,6 +99,10 @@ class Profile:
                 # A profile made of n cycles fits these n better than the next one: by (n − 1) / (n + 1) in variance.
                 factor = np.sqrt((season.n + 1) / np.maximum(1.0, season.n - 1))
                 spread = np.where(follows[:, None], np.maximum(spread, factor[:, None]), spread)
+        if self.season is None:
+            for rows, season in odd_seasons(z, part.grid, h, [cycle.period for cycle in cycles]):
+                z[rows] -= season.profile[:, season.cycles.slot]
+                ahead[rows] += season.profile[:, season.cycles.ahead]
         day = next((c for c in cycles if c.period == DAY), None)
         window = max(2, min(round(DAY / part.grid.step), part.grid.n // 2))
         lags = [round(c.period / part.grid.step) for c in cycles if c.period >= DAY]

@@ -7,7 +7,7 @@ change, and from grid times rather than positions, so a gap shifts nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, lru_cache
@@ -34,6 +34,7 @@ __all__ = [
     "middle_mean",
     "moving_level",
     "nan_median",
+    "odd_seasons",
     "rows_by_length",
     "smoothed",
     "sorted_planes",
@@ -45,6 +46,10 @@ MOST_CYCLES = 8
 _FEW_SLOTS = 24
 # Fewer cost calls, more leave the cache; from 4 MiB an array on, numpy asks for huge pages, and that is slower still.
 _BLOCK_VALUES = 1 << 18
+# How a period that no clock has is found: on so many means at most, by a line of the spectrum so many times as high as
+# the mean one (among hundreds of lines of noise one in ten thousand is), at up to so many times its period.
+_MOST_MEANS, _LINE, _MULTIPLES, _OVERTONES = 512, 15.0, 6, 3
+_LEAST_ALIKE, _SIMPLER = 0.2, 0.03
 # Offsets from UTC change on quarter hours only, in every zone since 1972.
 _QUARTER = 900_000
 
@@ -409,10 +414,101 @@ def believed(season: Season) -> npt.NDArray[np.bool_]:
         return season.strength > np.where(season.n < 3, 0.1, 0.02 + 0.6 / season.n)
 
 
+def odd_seasons(rest: Floats, grid: Grid, h: int, known: Sequence[timedelta] = ()) -> Iterator[tuple[Ints, Season]]:
+    """Seasons with periods that no clock has, say a batch of every 100 minutes: rows, and the season that they follow.
+
+    `rest` (float64[S, T]) is what the seasons with `known` periods have left. A row has one such season at most, and it
+    is believed as others are.
+    """
+    taken = [period / grid.step for period in known]
+    periods = _odd_periods(rest, taken)
+    for steps in taken:
+        periods[np.abs(periods - steps) <= 0.02 * steps] = 0
+    for length in np.unique(periods[periods > 0]).tolist():
+        rows = np.flatnonzero(periods == length)
+        season = fit_season(rest[rows], Cycles.of(grid, h, length * grid.step, "UTC"), grid.step)
+        keep = believed(season)
+        if keep.any():
+            yield rows[keep], Season(season.cycles, season.profile[keep], season.strength[keep], season.n[keep])
+
+
+def _odd_periods(rest: Floats, known: Sequence[float] = ()) -> Ints:
+    """The period of each row in steps by its spectrum and its autocorrelation: int[S], 0 where none stands out.
+
+    Lines of `known` periods (in steps) and of their first overtones are what their profiles left, and do not count.
+    """
+    n_series, n_points = rest.shape
+    periods = np.zeros(n_series, dtype=np.intp)
+    width = -(-n_points // _MOST_MEANS)
+    n_means = n_points // width
+    if n_means < 3 * FEWEST_SLOTS:
+        return periods
+    # A product is ten times faster than a mean over a short axis, and so is a spectrum of a power of two.
+    means = rest[:, n_points - n_means * width :].reshape(n_series, n_means, width) @ np.full(width, 1 / width)
+    size = 1 << (n_means - 1).bit_length()
+    means -= np.nan_to_num(nan_median(means[:, ::8]))[:, None]
+    np.nan_to_num(means, copy=False)
+    # Cut, or a spike would look like all periods at once.
+    limit = _usual_reach(means[:, ::4])[:, None]
+    np.clip(means, -limit, limit, out=means)
+    # A slow walk would look like a long season, so what the value before says is taken off.
+    before, energy = np.vecdot(means[:, 1:], means[:, :-1]), np.vecdot(means, means)
+    keeps = before / np.maximum(energy, np.finfo(np.float64).tiny)
+    fresh = means[:, 1:] - keeps[:, None] * means[:, :-1]
+    lines = np.fft.rfft(fresh, size, axis=1)[:, 3:]
+    power = lines.real**2 + lines.imag**2
+    total = np.maximum(power.sum(axis=1), np.finfo(np.float64).tiny)
+    for steps in known:
+        for overtone in range(1, _OVERTONES + 1):
+            place = overtone * width * size / steps - 3
+            power[:, max(0, math.floor(place)) : max(0, math.ceil(place) + 1)] = 0.0
+    line = power.argmax(axis=1)
+    stands_out = power[np.arange(n_series), line] * power.shape[1] > _LINE * total
+    for i in np.flatnonzero(stands_out).tolist():
+        periods[i] = _period_near(rest[i], width * size / (line[i] + 3))
+    return periods
+
+
+def _usual_reach(x: Floats) -> Floats:
+    """Three times what nine in ten values of a row stay within, without a limit where that is nothing: float64[S]."""
+    size = np.abs(x)
+    reach = 3 * np.partition(size, kth := 9 * size.shape[1] // 10, axis=1)[:, kth]
+    return np.where(reach > 0, reach, np.inf)
+
+
+def _period_near(x: Floats, period: float) -> int:
+    """The lag of about `period` steps, or a few times that, at which `x` (float64[T]) is most like itself; 0 for none.
+
+    The strongest line of a spectrum may be an overtone.
+    """
+    there = np.isfinite(x)
+    middle = float(np.median(x[there]))
+    z = np.where(there, x - middle, 0.0)
+    limit = _usual_reach(z[None])[0]
+    spectrum = np.fft.rfft(np.clip(z, -limit, limit), 2 * len(z))
+    alike = np.fft.irfft(spectrum.real**2 + spectrum.imag**2)[: len(z)]
+    if alike[0] <= 0:
+        return 0
+    # Later lags have fewer pairs.
+    alike = alike / alike[0] * len(z) / (len(z) - np.arange(len(z)))
+    best, found = _LEAST_ALIKE, 0
+    for times in range(1, _MULTIPLES + 1):
+        reach = max(1, round(times * period * period / (2 * len(z))))
+        first = max(FEWEST_SLOTS, round(times * period) - reach)
+        stop = min(len(z) // 3, round(times * period) + reach) + 1
+        if first >= stop:
+            continue
+        lag = first + int(alike[first:stop].argmax())
+        if alike[lag] - _SIMPLER * (times - 1) > best:
+            best, found = float(alike[lag]) - _SIMPLER * (times - 1), lag
+    return found
+
+
 def find_seasons(history: Panel, *, timezone: str = "UTC") -> list[tuple[int, ...]]:
     """For each series the periods that it follows, in steps, shortest first; empty where it follows none.
 
-    Hour, day and week are tried; each must explain a cycle that it was not made from, on top of the shorter ones.
+    Hour, day and week are tried, then what stands out of the spectrum of the rest; each must explain a cycle that it
+    was not made from, on top of the others.
     """
     found: list[list[int]] = [[] for _ in history.labels]
     periods = [
@@ -427,4 +523,7 @@ def find_seasons(history: Panel, *, timezone: str = "UTC") -> list[tuple[int, ..
             for i in np.flatnonzero(follows):
                 found[rows.start + i].append(steps)
             rest = rest - np.where(follows[:, None], season.profile, 0.0)[:, cycles.slot]
-    return [tuple(row) for row in found]
+        for members, season in odd_seasons(rest, history.grid, 1, candidate_periods(history.grid)):
+            for i in members.tolist():
+                found[rows.start + i].append(round(season.cycles.period / history.grid.step))
+    return [tuple(sorted(row)) for row in found]

@@ -100,6 +100,15 @@ def test_profile_knows_the_weekend() -> None:
     assert np.abs(saturday - 20).mean() < 15
 
 
+def test_profile_knows_a_batch_of_every_100_minutes() -> None:
+    random = np.random.default_rng(0)
+    y = 10.0 * (np.arange(2016 + 40) % 20 < 3) + random.standard_normal((20, 2056))
+    answer = model("profile").forecast(panel_of(y[:, :2016], step=HOUR / 12), h=40, quantiles=(0.1, 0.5, 0.9))
+    assert np.abs(answer.at(0.5) - y[:, 2016:]).mean() < 1.2
+    unaware = model("profile", season=()).forecast(panel_of(y[:, :2016], step=HOUR / 12), h=40, quantiles=(0.5,))
+    assert np.abs(unaware.at(0.5) - y[:, 2016:]).mean() > 2
+
+
 def test_profile_treats_a_new_series_by_its_own_age() -> None:
     random = np.random.default_rng(2)
     young = np.cumsum(random.standard_normal(40)) + 50

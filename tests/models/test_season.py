@@ -53,6 +53,37 @@ def test_noise_and_random_walks_have_no_season() -> None:
     assert sum(map(bool, find_seasons(panel_of(noise.cumsum(axis=1), step=FIVE)))) <= 30
 
 
+def jobs(every: int, rows: int = 20, n: int = 2016, noise: float = 0.3) -> Floats:
+    """A batch every so many steps that takes an eighth of them."""
+    random = np.random.default_rng(4)
+    return (np.arange(n) % every < max(1, every // 8)) + noise * random.standard_normal((rows, n))
+
+
+@pytest.mark.parametrize("every", [20, 37, 50, 100])
+def test_a_period_that_no_clock_has_is_found(every: int) -> None:
+    found = find_seasons(panel_of(jobs(every), step=FIVE))
+    assert sum(every in row for row in found) >= 16
+
+
+def test_a_period_that_no_clock_has_is_found_on_top_of_a_day_among_gaps_and_incidents() -> None:
+    y = 3 * daily(7, 0.1) + jobs(20)
+    y[:, 500:520] = np.nan
+    y[:, 900:910] += 1e4
+    assert sum(row == (20, 288) for row in find_seasons(panel_of(y, step=FIVE))) >= 18
+
+
+def test_an_overtone_is_no_period() -> None:
+    # The second overtone is the strongest line.
+    t = 2 * np.pi * np.arange(2016) / 50
+    y = (
+        0.5 * np.sin(t)
+        + 0.3 * np.cos(2 * t)
+        + np.sin(3 * t)
+        + 0.3 * np.random.default_rng(0).standard_normal((5, 2016))
+    )
+    assert find_seasons(panel_of(y, step=FIVE)) == [(50,)] * 5
+
+
 def test_one_cycle_is_no_evidence() -> None:
     assert find_seasons(panel_of(daily(1, 0.0), step=FIVE)) == [()] * 20
 
