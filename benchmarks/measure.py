@@ -65,20 +65,8 @@ def in_a_process(job: str, *args: str) -> dict[str, Any]:
 
 def cpu_seconds(pid: int) -> float:
     """Processor time of a process so far, with that of its children that have ended (Linux)."""
-    return sum(map(int, _stat(Path(f"/proc/{pid}/stat"))[11:15])) / os.sysconf("SC_CLK_TCK")
-
-
-def has_children(pid: int) -> bool:
-    """Whether a process has children that have not ended (Linux)."""
-    return any(fields[1] == str(pid) for path in Path("/proc").glob("[0-9]*/stat") if (fields := _stat(path)))
-
-
-def _stat(path: Path) -> list[str]:
-    """The fields of `/proc/<pid>/stat` from the state on; empty where the process is gone."""
-    try:
-        return path.read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_gb() -> float:

@@ -27,7 +27,7 @@ from anomaly_times.settings import Source
 from anomaly_times.stores import remote_write
 from anomaly_times.stores.http import HttpClient
 from anomaly_times.stores.samples import Samples
-from benchmarks.measure import Row, cpu_seconds, has_children
+from benchmarks.measure import Row, cpu_seconds
 from tests import servers
 from tests.prefect_bases import api
 from tests.prefect_server import environment, prefect_server, process_worker
@@ -136,12 +136,6 @@ class Prefect:
             time.sleep(0.5)
         return run
 
-    def settle(self) -> None:
-        """Wait until the processes of the runs that ended have ended too."""
-        deadline = time.monotonic() + 30
-        while has_children(self.worker.process.pid) and time.monotonic() < deadline:
-            time.sleep(0.1)
-
     def rows(self) -> dict[str, int]:
         """How many rows each table of the database has, and in `""` how many runs have ended."""
         with closing(sqlite3.connect(f"file:{self.folder / 'home' / 'prefect.db'}?mode=ro", uri=True)) as database:
@@ -221,21 +215,15 @@ def one_pack(count: int, repeat: int) -> list[Row]:
 
 def _watch(world: Prefect, missions: Sequence[Mission], repeat: int) -> list[Row]:
     # What a run takes that has nothing to do, while there is nothing else.
-    started = cpu_seconds(world.worker.process.pid)
     idle = [world.idle_run() for _ in range(repeat)]
-    world.settle()
-    cpu_idle = (cpu_seconds(world.worker.process.pid) - started) / repeat
 
     sync.apply(world.api, missions, project=PROJECT, clock=lambda: datetime.now(UTC))
     forecast = world.ended("forecast", count=1, within=600)[0]
     # The first run that finds forecasts has points to catch up with; each later one has a new one.
     first = world.next_run(after=forecast.ended)
-    started = cpu_seconds(world.worker.process.pid)
     warm: list[Run] = []
     while len(warm) < repeat:
         warm.append(world.next_run(after=warm[-1].due if warm else first.due))
-    world.settle()
-    cpu = (cpu_seconds(world.worker.process.pid) - started) / repeat
 
     size = f"{len(missions)} missions × {SERIES} series"
     prefects = float(np.median([run.inside for run in idle]))
@@ -262,12 +250,6 @@ def _watch(world: Prefect, missions: Sequence[Mission], repeat: int) -> list[Row
             overhead,
             f"a pack that rests: process and imports {np.median([run.started for run in idle]):.1f} s, "
             f"API {prefects:.1f} s",
-        ),
-        Row(
-            "… processor time of worker and run",
-            "s",
-            (cpu,),
-            f"of a pack that rests {cpu_idle:.1f} s",
         ),
     ]
 
