@@ -1,4 +1,4 @@
-"""What can be run on this project: `uv run nox -s tests`, `lint`, `bench`, `constraints`."""
+"""What can be run on this project: `uv run nox -s tests`, `lint`, `bench`, `bench-models`, `constraints`."""
 
 from __future__ import annotations
 
@@ -57,6 +57,14 @@ def bench(session: nox.Session) -> None:
     """Speed beside a peer or a floor in the same run: a table, and JSON under bench-results/."""
     install(session, "test", "bench")
     session.run("python", "-m", "benchmarks", *session.posargs, env=QUIET)
+
+
+@nox.session(name="bench-models")
+def bench_models(session: nox.Session) -> None:
+    """Errors, coverage and speed of the models: a table, and JSON in bench-results/models.json."""
+    install(session, "test", "bench")
+    args = session.posargs or ["--speed"]
+    session.run("python", "-m", "benchmarks.models", "--json", "bench-results/models.json", *args, env=QUIET)
 
 
 @nox.session(python=False)
