@@ -211,7 +211,7 @@ class SeasonMix:
         season = None if self.season is None else tuple(round(p / step) for p in self.season if p >= 2 * step)
         values = np.full((history.n_series, h, len(quantiles)), np.nan)
         notes: dict[int, str] = {}
-        for block in blocks(y):
+        for block in blocks(y, h):
             told = describe(block.y, leads + block.late[:, None], calendar, season)
             values[block.rows] = _unscaled(told, weights.answer(told), quantiles)
             if self.season != ():

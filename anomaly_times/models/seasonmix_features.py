@@ -54,11 +54,14 @@ class Block:
     late: Ints
 
 
-def blocks(y: Floats) -> Iterator[Block]:
-    """The rows of `y` (float64[S, T], NaN for gaps) in blocks that `describe` takes; rows without a value in none."""
+def blocks(y: Floats, n_leads: int) -> Iterator[Block]:
+    """The rows of `y` (float64[S, T], NaN for gaps) in blocks that `describe` takes; rows without a value in none.
+
+    Blocks are small enough for planes of so many leads to stay in the processor's cache.
+    """
     for columns, members in rows_by_length(y):
         width = max(columns, _FEWEST_COLUMNS)
-        for block in blocks_of_rows(len(members), width):
+        for block in blocks_of_rows(len(members), max(width, _CYCLES * n_leads)):
             rows = members[block]
             part = np.full((len(rows), width), np.nan)
             part[:, width - columns :] = y[rows, y.shape[1] - columns :]

@@ -101,7 +101,7 @@ def make_examples(seed: int, n_series: int = _SERIES_A_SHARD) -> Examples:
 def _at_cutoff(rng: np.random.Generator, batch: Batch, history: F32, future: F32) -> Examples:
     calendar, season = _told(rng, batch.shape.calendar)
     parts = []
-    for block in blocks(history.astype(np.float64)):
+    for block in blocks(history.astype(np.float64), _LEADS):
         steps = _leads(rng, len(block.rows), future.shape[1])
         ahead = steps + block.late[:, None]
         told = describe(block.y, ahead, calendar, season)

@@ -12,7 +12,7 @@ FIVE_MINUTES = (12, 288, 2016)
 def test_rows_are_moved_so_that_they_end_with_a_value() -> None:
     y = np.full((4, 100), np.nan)
     y[0], y[1, :90], y[3, -5:] = np.arange(100), np.arange(90), np.arange(5)
-    told = {int(row): (block.y[i], int(block.late[i])) for block in blocks(y) for i, row in enumerate(block.rows)}
+    told = {int(row): (block.y[i], int(block.late[i])) for block in blocks(y, 10) for i, row in enumerate(block.rows)}
     assert sorted(told) == [0, 1, 3]
     assert told[0][1] == 0
     assert told[0][0].tolist() == list(range(100))
@@ -21,6 +21,10 @@ def test_rows_are_moved_so_that_they_end_with_a_value() -> None:
     assert np.isnan(told[1][0][:-90]).all()
     assert told[3][0].shape == (64,)
     assert told[3][0][-5:].tolist() == list(range(5))
+
+
+def test_many_short_series_and_leads_come_in_small_blocks() -> None:
+    assert max(len(block.rows) for block in blocks(np.ones((3000, 64)), 1000)) < 100
 
 
 def base(y: Floats, name: str, leads: range, calendar: tuple[int, ...] = HOURLY) -> Floats:
