@@ -18,13 +18,14 @@ the positive part): past errors overrule a claim as far as chance does not expla
 for the 90 % quantile (its standard error is that of normal errors) and for how many times as far out the bound lies.
 
 Incidents. What happened once is an incident, what happened twice is how the series behaves: errors do not count that
-are more than three times as large as any that lies further than a day and a half from the largest one.
+are more than three times as large as any that lies further than a day and a half from the largest one. Nor do models
+see values that stray three times as far as any on other days, once that is over (`without_incident`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
@@ -33,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomaly_times.models.registry import Forecaster
-from anomaly_times.models.season import DAY, rows_by_length
+from anomaly_times.models.season import DAY, nan_median, rows_by_length
 from anomaly_times.models.tails import ParetoTails, student_to_normal
 from anomaly_times.panel import Choice, Floats, Forecast, Panel, Quantiles
 
@@ -46,6 +47,7 @@ __all__ = [
     "calibrated",
     "forecast_with_bounds",
     "past_cuts",
+    "without_incident",
 ]
 
 SPREAD = (0.1, 0.5, 0.9)
@@ -55,7 +57,7 @@ ORIGINS, _ORIGINS_OF_SLOW = 16, 3
 _SPREAD_SHARE = SPREAD[0]
 _FIRST = 0.4
 _ENOUGH = 32
-_INCIDENT, _ECHO = 3.0, 1.5
+_INCIDENT, _ECHO, _FEWEST_DAYS = 3.0, 1.5, 4
 _LEAD_BANDS, _LEAD_WEIGHT = 3, 30.0
 _LONGEST_ERROR = 8.0
 _FEWEST_FREEDOM = 3.0
@@ -113,6 +115,7 @@ def calibrated(
     """
     if origins is None:
         origins = _ORIGINS_OF_SLOW if getattr(model, "slow", False) else ORIGINS
+    history = without_incident(history)
     outside = [side for level in levels for side in ((1 - level / 100) / 2, 1 - (1 - level / 100) / 2)]
     wanted = tuple(sorted({*outside, *SPREAD}))
     day = max(1, DAY // history.grid.step)
@@ -232,6 +235,36 @@ def past_cuts(n_points: int, h: int, day: int, origins: int) -> tuple[int, ...]:
         if one > 0 and gap < best:
             best, spacing = gap, one
     return tuple(sorted((last - spacing * steps).tolist()))
+
+
+def without_incident(history: Panel) -> Panel:
+    """The history with gaps for what strayed three times as far from the median as anything on other days.
+
+    The days around the worst one do not count as others. What still goes on at the end of the history stays: it may be
+    a new level. A history of less than four days stays as it is.
+    """
+    day = max(1, DAY // history.grid.step)
+    n_days = history.grid.n // day
+    if n_days < _FEWEST_DAYS or not history.n_series:
+        return history
+    with np.errstate(over="ignore", invalid="ignore"):
+        stray = np.abs(history.y - nan_median(history.y[:, :: max(1, history.grid.n // 255)])[:, None])
+    by_day = stray[:, history.grid.n - n_days * day :].reshape(len(stray), n_days, day)
+    worst_of = np.fmax.reduce(by_day, axis=2)
+    worst_of = np.where(np.isnan(worst_of), -np.inf, worst_of)
+    worst = worst_of.argmax(axis=1)
+    others = np.abs(np.arange(n_days) - worst[:, None]) > 1
+    elsewhere = np.where(others, worst_of, -np.inf).max(axis=1)
+    limit = np.where(elsewhere > -np.inf, _INCIDENT * elsewhere, np.inf)[:, None]
+    struck = worst_of.max(axis=1) > limit[:, 0]
+    if not struck.any():
+        return history
+    known = np.isfinite(history.y[struck])
+    last = history.grid.n - 1 - known[:, ::-1].argmax(axis=1)
+    over = np.take_along_axis(stray[struck], last[:, None], axis=1) <= limit[struck]
+    y = history.y.copy()
+    y[struck] = np.where((stray[struck] > limit[struck]) & over, np.nan, y[struck])
+    return replace(history, y=y)
 
 
 def _scaled_errors(y: Floats, cuts: Sequence[int], past: Sequence[Floats], unit: Floats, h: int) -> Floats:

@@ -151,3 +151,28 @@ def test_candidates_can_be_named_and_have_parameters() -> None:
 def test_candidates_that_make_no_sense_are_refused(candidates: object, complaint: str) -> None:
     with pytest.raises(ModelError, match=complaint):
         build(candidates=candidates)
+
+
+def test_after_a_level_shift_the_band_settles_within_a_day_and_an_incident_leaves_no_trace() -> None:
+    y = 5 + 2 * np.sin(2 * np.pi * np.arange(4032) / 288) + noise(8, 4032)
+    shifted, struck = y.copy(), y.copy()
+    shifted[:, -288:] += 20
+    struck[:, 3700:3736] += 500
+    calm, moved, hit = (
+        forecast_with_bounds(build(), panel_of(values, step=FIVE), h=24, level=99.9) for values in (y, shifted, struck)
+    )
+    assert np.abs(moved.yhat - calm.yhat - 20).max() < 3
+    assert (calm.yhat < moved.lower).mean() > 0.75
+    assert np.abs(hit.yhat - calm.yhat).max() < 1.5
+    assert (hit.upper - hit.lower).mean() < 1.2 * (calm.upper - calm.lower).mean()
+
+
+def test_a_new_series_gets_a_wide_band_and_is_warming_up() -> None:
+    y = 5 + 2 * np.sin(2 * np.pi * np.arange(4032) / 288) + noise(3, 4032)
+    y[1, :-8] = np.nan
+    y[2, :-1] = np.nan
+    bounds = forecast_with_bounds(build(), panel_of(y, step=FIVE), h=24, level=99.9)
+    assert bounds.warming == {1, 2}
+    assert "warming up" in bounds.notes[1]
+    assert (bounds.upper[1] - bounds.lower[1] > np.ptp(y[1, -8:])).all()
+    assert np.isfinite(bounds.upper).all()
