@@ -15,6 +15,7 @@ from anomaly_times.models.season import (
     blocks_of_rows,
     candidate_periods,
     fit_season,
+    odd_seasons,
 )
 from anomaly_times.models.tails import tail_quantiles
 from anomaly_times.panel import Floats, Grid, Panel, Quantiles
@@ -51,19 +52,21 @@ class SeasonalNaive:
         notes: dict[int, str] = {}
         for rows in blocks_of_rows(history.n_series, history.grid.n):
             y = history.y[rows]
-            choice = self._choose(y, cycles, history.grid)
+            choice, taken = self._choose(y, cycles, history.grid, h)
             for i in np.unique(choice):
                 members = np.flatnonzero(choice == i)
                 values[rows.start + members] = (
-                    _last_value(y[members], h, quantiles) if i < 0 else _last_cycle(y[members], cycles[i], quantiles)
+                    _last_value(y[members], h, quantiles) if i < 0 else _last_cycle(y[members], taken[i], quantiles)
                 )
             if self.season != ():
                 note = "no season covered twice: the last value"
                 notes.update({rows.start + int(i): note for i in np.flatnonzero(choice < 0)})
         return Quantiles(history.labels, history.grid.following(h), tuple(quantiles), values, notes)
 
-    def _choose(self, y: Floats, cycles: list[Cycles], grid: Grid) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
-        """Which of `cycles` each row follows; −1 for none."""
+    def _choose(
+        self, y: Floats, cycles: list[Cycles], grid: Grid, h: int
+    ) -> tuple[np.ndarray[tuple[int], np.dtype[np.intp]], list[Cycles]]:
+        """Which cycles each row follows, as a position in the list that comes second; −1 for none."""
         choice = np.full(len(y), -1, dtype=np.intp)
         best = np.full(len(y), -np.inf)
         for i, cycle in enumerate(cycles):
@@ -76,7 +79,13 @@ class SeasonalNaive:
             rank = np.where(believed(season), season.strength, np.where(fallback, -1.0, -np.inf))
             better = rank > best
             choice[better], best[better] = i, rank[better]
-        return choice
+        taken = list(cycles)
+        without = np.flatnonzero(best < 0)
+        if self.season is None and without.size:
+            for rows, season in odd_seasons(y[without], grid, h, [cycle.period for cycle in cycles]):
+                choice[without[rows]] = len(taken)
+                taken.append(season.cycles)
+        return choice, taken
 
 
 def _last_cycle(y: Floats, cycles: Cycles, quantiles: Sequence[float]) -> Floats:

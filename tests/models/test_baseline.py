@@ -100,6 +100,12 @@ def test_profile_knows_the_weekend() -> None:
     assert np.abs(saturday - 20).mean() < 15
 
 
+def test_seasonal_naive_repeats_a_batch_of_every_100_minutes() -> None:
+    y = 10.0 * (np.arange(2016 + 20) % 20 < 3)[None] + 0.1 * np.random.default_rng(0).standard_normal((3, 2036))
+    answer = model("seasonal_naive").forecast(panel_of(y[:, :2016], step=HOUR / 12), h=20, quantiles=(0.5,))
+    np.testing.assert_array_equal(answer.at(0.5), y[:, 1996:2016])
+
+
 def test_profile_knows_a_batch_of_every_100_minutes() -> None:
     random = np.random.default_rng(0)
     y = 10.0 * (np.arange(2016 + 40) % 20 < 3) + random.standard_normal((20, 2056))
