@@ -154,6 +154,11 @@ class Figures:
             f"{self.series_a_second:8,.0f} {self.bounded_a_second:8,.0f}"
         )
 
+    def as_markdown(self) -> str:
+        """For docs/models.md."""
+        inside = " | ".join(f"{100 * p:.1f} ({100 * lo:.1f}–{100 * hi:.1f})" for p, lo, hi in self.coverage.values())
+        return f"| {self.set} | `{self.model}` | {self.mase:.3f} | {self.wql:.4f} | {inside} |"
+
 
 def measure(name: str, data: Set) -> Figures:
     """The figures of one model on one set."""
@@ -253,14 +258,18 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--sets", nargs="*", choices=list(SETS), default=list(SETS))
     parser.add_argument("--models", nargs="*", default=list(CHEAP))
+    parser.add_argument("--markdown", action="store_true", help="print the table as docs/models.md has it")
     parser.add_argument("--speed", action="store_true", help="measure speed at 2,016 points too")
     parser.add_argument("--json", type=Path, default=None, help="also write the figures there")
     args = parser.parse_args()
-    levels = "  ".join(f"{f'inside {level:g} %':>20}" for level in LEVELS)
-    print(f"{'set':20} {'model':15} {'MASE':>6} {'WQL':>7}  {levels} {'width':>7} {'series/s':>8} {'bounded':>8}")
+    if args.markdown:
+        print("| set | model | MASE | WQL | inside 90 % | inside 99 % | inside 99.9 % |", "| --- " * 7 + "|", sep="\n")
+    else:
+        levels = "  ".join(f"{f'inside {level:g} %':>20}" for level in LEVELS)
+        print(f"{'set':20} {'model':15} {'MASE':>6} {'WQL':>7}  {levels} {'width':>7} {'series/s':>8} {'bounded':>8}")
     found: list[dict[str, Any]] = []
     for each in figures(args.data, args.sets, args.models):
-        print(each.as_line(), flush=True)
+        print(each.as_markdown() if args.markdown else each.as_line(), flush=True)
         found.append(vars(each))
     if args.speed:
         print(f"\n{'2,016 points, series/s':20} {'h = 36':>10} {'h = 288':>10} {'bounded 36':>12} {'bounded 288':>12}")
