@@ -63,11 +63,11 @@ def test_learning_makes_it_better_than_it_was(examples: Examples) -> None:
     run = Run.begun(examples)
     before = validate(run.network, examples)
     random = np.random.default_rng(0)
-    for _ in range(60):
+    for _ in range(120):
         run.learn(examples.tensors(random.integers(0, len(examples), 64)), rate=2e-3)
     after = validate(run.network, examples)
     assert after.pinball < 0.9 * before.pinball
-    assert run.step == 60
+    assert run.step == 120
     assert after.covered_90 > 0.5
 
 
