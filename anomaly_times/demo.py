@@ -100,7 +100,8 @@ def demo_missions(source: str = "") -> list[Mission]:
     Args:
         source: name of the source that has the demo's folder.
     """
-    every = {"every": "1h", "lookback": "14d", "horizon": "2h"}
+    # A week of hourly forecasts in half a minute: `auto` takes several times as long.
+    every = {"every": "1h", "lookback": "14d", "horizon": "2h", "model": "profile"}
     kinds: dict[str, tuple[str, dict[str, object]]] = {
         "demo-traffic": (
             "http_requests_per_second",
