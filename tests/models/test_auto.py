@@ -153,7 +153,7 @@ def test_candidates_that_make_no_sense_are_refused(candidates: object, complaint
         build(candidates=candidates)
 
 
-def test_after_a_level_shift_the_band_settles_within_a_day_and_an_incident_leaves_no_trace() -> None:
+def test_a_level_shift_is_followed_within_a_day_and_an_incident_leaves_no_trace() -> None:
     y = 5 + 2 * np.sin(2 * np.pi * np.arange(4032) / 288) + noise(8, 4032)
     shifted, struck = y.copy(), y.copy()
     shifted[:, -288:] += 20
@@ -162,9 +162,20 @@ def test_after_a_level_shift_the_band_settles_within_a_day_and_an_incident_leave
         forecast_with_bounds(build(), panel_of(values, step=FIVE), h=24, level=99.9) for values in (y, shifted, struck)
     )
     assert np.abs(moved.yhat - calm.yhat - 20).max() < 3
-    assert (calm.yhat < moved.lower).mean() > 0.75
     assert np.abs(hit.yhat - calm.yhat).max() < 1.5
     assert (hit.upper - hit.lower).mean() < 1.2 * (calm.upper - calm.lower).mean()
+
+
+def test_after_a_level_shift_the_band_of_profile_settles_within_a_day() -> None:
+    y = 5 + 2 * np.sin(2 * np.pi * np.arange(4032) / 288) + noise(8, 4032)
+    shifted = y.copy()
+    shifted[:, -288:] += 20
+    calm, moved = (
+        forecast_with_bounds(build_model(ModelSpec(type="profile")), panel_of(values, step=FIVE), h=24, level=99.9)
+        for values in (y, shifted)
+    )
+    assert (calm.yhat < moved.lower).all()
+    assert (moved.upper - moved.lower).mean() < 1.2 * (calm.upper - calm.lower).mean()
 
 
 def test_a_new_series_gets_a_wide_band_and_is_warming_up() -> None:
