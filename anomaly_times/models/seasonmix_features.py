@@ -320,7 +320,7 @@ class _View:
     @property
     def reference(self) -> F32:
         """The newest cycle of the first period: float32[S, L]."""
-        return self.a.value[0]
+        return np.asarray(self.a.value[0], dtype=np.float32)
 
     def at_leads(self) -> tuple[F32, F32]:
         """The bases, relative to the reference in units, and the features of each lead."""
@@ -381,7 +381,7 @@ class _View:
             now(16) + flat,
             now(64) + flat,
             middle[:, middle.shape[1] // 2, None] + flat,
-            last + slope * np.minimum(ahead, 12),
+            np.asarray(last + slope * np.minimum(ahead, 12), dtype=np.float32),
             last + long_slope * ahead,
             reference + a.back[0].astype(np.float32) * (level_period - now(a.period, a.period)),
         ]
