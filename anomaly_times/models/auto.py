@@ -139,15 +139,17 @@ class _Comparison:
     def choices(self, names: Sequence[str]) -> dict[int, Choice]:
         """What each row got, and why."""
         better = np.round(100 * self._better).tolist()
+        # The others were held against the first that works.
+        usual = next(m for m, name in enumerate(names) if name not in self._failed)
         out = {}
         for i, (m, n) in enumerate(zip(self.chosen.tolist(), self._count.tolist(), strict=True)):
             percent = dict(zip(names, better[i], strict=True))
             if n < 2:
                 why = "too short for a comparison" if len(names) > 1 else "the only candidate"
-            elif m == 0:
+            elif m == usual:
                 why = f"no other was clearly better in {n} past forecasts"
             else:
-                why = f"{percent[names[m]]:.0f} % better than {names[0]} in {n} past forecasts"
+                why = f"{percent[names[m]]:.0f} % better than {names[usual]} in {n} past forecasts"
             if self._failed:
                 why += "".join(f"; {name} left out: {reason}" for name, reason in self._failed.items())
             losses = {name: -p for name, p in percent.items() if np.isfinite(p)} if n >= 2 else {}
