@@ -257,12 +257,14 @@ class Panel:
 class Choice:
     """Which model a series got, and why.
 
-    `losses` says of each candidate by how many per cent its past forecasts were worse than the usual one's.
+    `revision` names the weights or the version that answered. `losses` says of each candidate by how many per cent its
+    past forecasts were worse than the usual one's.
     """
 
     model: str
     why: str
     losses: Mapping[str, float] = field(default_factory=dict)
+    revision: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from typing import Any
 from anomaly_times.cli.views import JSON_SCHEMA, Cell, counted, distinct_names
 from anomaly_times.durations import format_duration
 from anomaly_times.mission import Mission
+from anomaly_times.models import current_revision
 from anomaly_times.models.season import find_seasons
 from anomaly_times.panel import Choice, Forecast
 from anomaly_times.passes import ForecastResult
@@ -19,11 +20,15 @@ __all__ = ["ExplainView"]
 
 @dataclass(frozen=True, eq=False)
 class ExplainView:
-    """One line a series: its model, the reason, its seasons, and how the candidates did."""
+    """One line a series: its model, the reason, its seasons, and how the candidates did.
+
+    `named` is what a series got for which nothing was compared.
+    """
 
     mission: Mission
     forecast: Forecast
     seasons: tuple[tuple[timedelta, ...], ...]
+    named: Choice
     top: int = 0
 
     @classmethod
@@ -43,7 +48,9 @@ class ExplainView:
             seasons = tuple(tuple(n * step for n in row) for row in found)
         else:
             seasons = (tuple(given),) * len(result.forecast.labels)
-        return cls(result.mission, result.forecast, seasons, top)
+        spec = result.mission.forecast.model
+        named = Choice(spec.type, "named, so nothing was compared", revision=current_revision(spec))
+        return cls(result.mission, result.forecast, seasons, named, top)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -62,10 +69,12 @@ class ExplainView:
         return rows
 
     def summary(self) -> list[str]:
-        """How many series each model got."""
-        got = Counter(self._choice(i).model for i in range(len(self.forecast.labels)))
+        """How many series each model got, and which revision of it."""
+        choices = [self._choice(i) for i in range(len(self.forecast.labels))]
+        got = Counter(choice.model for choice in choices)
         shares = ", ".join(f"{model} {n:,}" for model, n in got.most_common())
-        return [f"{counted(len(self.forecast.labels), 'series', 'series')}: {shares}"]
+        revisions = dict.fromkeys(f"{choice.model}: {choice.revision}" for choice in choices if choice.revision)
+        return [f"{counted(len(choices), 'series', 'series')}: {shares}", *revisions]
 
     def notes(self) -> list[str]:
         """How many lines the table left out."""
@@ -87,6 +96,7 @@ class ExplainView:
         return {
             "labels": dict(self.forecast.labels[i]),
             "model": choice.model,
+            "revision": choice.revision or None,
             "why": choice.why,
             "losses": dict(choice.losses),
             "seasons": [format_duration(one) for one in self.seasons[i]],
@@ -94,5 +104,4 @@ class ExplainView:
         }
 
     def _choice(self, i: int) -> Choice:
-        asked = self.mission.forecast.model.type
-        return self.forecast.models.get(i) or Choice(asked, "named, so nothing was compared")
+        return self.forecast.models.get(i, self.named)

@@ -14,12 +14,15 @@ models_app = typer.Typer(name="models", rich_markup_mode=None)
 
 @models_app.callback(invoke_without_command=True)
 def models(ctx: typer.Context, output: opt.ReportOption = opt.Report.TABLE) -> None:
-    """List the models, and which of them are installed."""
+    """List the models, which of them are installed, and in which revision."""
     from anomaly_times.cli import render
-    from anomaly_times.models import list_models
+    from anomaly_times.mission import ModelSpec
+    from anomaly_times.models import current_revision, list_models
 
     if ctx.invoked_subcommand is None:
-        render.show_models(list_models(), output)
+        known = list_models()
+        revisions = {model.name: current_revision(ModelSpec(type=model.name)) for model in known}
+        render.show_models(known, revisions, output)
 
 
 @models_app.command(cls=opt.GroupedHelp)

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -358,8 +358,8 @@ def _text(cell: Cell) -> Text:
     return Text(_clean(cell)) if isinstance(cell, str) else Text.assemble(*((_clean(t), style) for t, style in cell))
 
 
-def show_models(models: Sequence[ModelInfo], form: Report) -> None:
-    """The registry: what each model is, and what must be installed for it."""
+def show_models(models: Sequence[ModelInfo], revisions: Mapping[str, str], form: Report) -> None:
+    """The registry: what each model is, what must be installed for it, and which weights or version would answer."""
     installed = {model.extra: _installed(model.extra) for model in models}
     if form is Report.JSON:
         say_json(
@@ -369,6 +369,7 @@ def show_models(models: Sequence[ModelInfo], form: Report) -> None:
                     "summary": model.summary,
                     "extra": model.extra or None,
                     "installed": installed[model.extra],
+                    "revision": revisions.get(model.name) or None,
                     "slow": model.slow,
                     "params": dict(model.params),
                 }
@@ -380,9 +381,9 @@ def show_models(models: Sequence[ModelInfo], form: Report) -> None:
     for model in models:
         ready = installed[model.extra]
         state = ("yes", "good") if ready else (f"no: [{model.extra}]", "warn")
-        rows.append((model.name, model.summary, [state]))
-        rows += [("", f"  {name}: {meaning}", "") for name, meaning in model.params.items()]
-    say_table(("model", "what it does", "installed"), rows)
+        rows.append((model.name, model.summary, [state], revisions.get(model.name, "")))
+        rows += [("", f"  {name}: {meaning}", "", "") for name, meaning in model.params.items()]
+    say_table(("model", "what it does", "installed", "revision"), rows)
     for extra in sorted(extra for extra, ready in installed.items() if not ready):
         say(f"[{extra}]: {installing(extra)}")
 

@@ -15,8 +15,9 @@ import numpy.typing as npt
 from anomaly_times.cli.options import Query
 from anomaly_times.durations import format_duration, iso_utc
 from anomaly_times.errors import AnomalyTimesError
+from anomaly_times.models import current_revision
 from anomaly_times.outputs import Chart
-from anomaly_times.panel import Floats, Forecast, Grid, Labels, Panel, Scores
+from anomaly_times.panel import Choice, Floats, Forecast, Grid, Labels, Panel, Scores
 from anomaly_times.passes import DetectResult, ForecastResult
 from anomaly_times.scoring import format_score
 from anomaly_times.stores import Written
@@ -198,15 +199,17 @@ class ForecastView:
 
     def document(self) -> dict[str, Any]:
         """The forecast for JSON."""
-        f = self.forecast
+        f, spec = self.forecast, self.query.mission.forecast.model
+        named = Choice(spec.type, "", revision=current_revision(spec) if len(f.models) < len(f.labels) else "")
         series = [
             {
                 "labels": dict(labels),
                 "yhat": _list(f.yhat[i]),
                 "lower": _list(f.lower[i]),
                 "upper": _list(f.upper[i]),
-                "model": f.models[i].model if i in f.models else self.query.mission.forecast.model.type,
-                "why": f.models[i].why if i in f.models else None,
+                "model": f.models.get(i, named).model,
+                "revision": f.models.get(i, named).revision or None,
+                "why": f.models.get(i, named).why or None,
                 "warming": i in f.warming,
                 "note": f.notes.get(i),
             }

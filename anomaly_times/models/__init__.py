@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from anomaly_times.models.registry import Forecaster, ModelInfo, build_model, list_models
+from anomaly_times.models.registry import (
+    Forecaster,
+    ModelInfo,
+    build_model,
+    current_revision,
+    list_models,
+    revision_of,
+)
 
-__all__ = ["Forecaster", "ModelInfo", "build_model", "list_models"]
+__all__ = ["Forecaster", "ModelInfo", "build_model", "current_revision", "list_models", "revision_of"]

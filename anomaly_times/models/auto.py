@@ -10,7 +10,7 @@ The same past forecasts serve for calibration (`RollingForecaster`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ from pydantic import Field, validate_call
 from anomaly_times.errors import ModelError
 from anomaly_times.mission import ModelSpec
 from anomaly_times.models.calibrate import ORIGINS, SPREAD, past_cuts
-from anomaly_times.models.registry import Forecaster, build_model
+from anomaly_times.models.registry import Forecaster, build_model, revision_of
 from anomaly_times.models.season import DAY, rows_by_length
 from anomaly_times.panel import Choice, Floats, Panel, Quantiles
 
@@ -121,7 +121,10 @@ class Auto:
                 answer = model.forecast(history.rows(rows), h=h, quantiles=quantiles)
                 values[rows] = answer.values
                 notes |= {int(rows[i]): text for i, text in answer.notes.items()}
-        models = found.choices([name for name, _ in self.candidates])
+        revisions = {name: revision_of(name, model) for name, model in self.candidates}
+        models = {
+            i: replace(choice, revision=revisions[choice.model]) for i, choice in found.choices(list(revisions)).items()
+        }
         return Quantiles(history.labels, history.grid.following(h), tuple(quantiles), values, notes, models)
 
 

@@ -15,6 +15,7 @@ series from one seed, so that a forecast can be repeated and no series depends o
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
@@ -44,6 +45,7 @@ __all__ = ["Chronos", "chronos", "quantile_weights"]
 
 _ROWS_A_BATCH = 64
 _SEED = 0
+_SHORT_HASH = 12
 _DEFAULT = "amazon/chronos-bolt-small"
 # torch's count of threads and its random numbers belong to the whole process.
 _one_at_a_time = threading.RLock()
@@ -66,6 +68,11 @@ class Chronos:
     threads: int | None
     season: tuple[timedelta, ...] | None = None
     timezone: str = "UTC"
+
+    @property
+    def revision(self) -> str:
+        """Which weights answer, and a hash of them for a folder, the commit for a name on the hub, once it is there."""
+        return f"{self.path} {_fingerprint(self.path)}".rstrip()
 
     def forecast(self, history: Panel, *, h: int, quantiles: Sequence[float]) -> Quantiles:
         """Quantiles of the next `h` points; see `Forecaster.forecast`.
@@ -229,6 +236,29 @@ def _load(path: str, device: str, dtype: str) -> Any:
             hint="the weights are of another model than config.json says",
         )
     return pipeline
+
+
+@lru_cache(maxsize=16)
+def _fingerprint(path: str) -> str:
+    """`sha256:…` of the configuration and the weights in a folder, `@` a commit of the hub; once a process, as `_load`.
+
+    Empty where there is nothing yet.
+    """
+    if not _is_folder(path):
+        from huggingface_hub import try_to_load_from_cache
+
+        # …/snapshots/<commit>/config.json
+        found = try_to_load_from_cache(path, "config.json")
+        return f"@{Path(found).parent.name[:_SHORT_HASH]}" if isinstance(found, str) else ""
+    folder = Path(path).expanduser()
+    digest = hashlib.sha256()
+    for name in ("config.json", *sorted(file.name for file in folder.glob("*.safetensors"))):
+        try:
+            with (folder / name).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError:
+            return ""
+    return f"sha256:{digest.hexdigest()[:_SHORT_HASH]}"
 
 
 def _in_short(exc: Exception) -> str:

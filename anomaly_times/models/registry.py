@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from difflib import get_close_matches
+from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from typing import Any, Protocol, cast
 
 from pydantic import ValidationError
 
-from anomaly_times.errors import MissingExtraError, ModelError
+from anomaly_times.errors import AnomalyTimesError, MissingExtraError, ModelError
 from anomaly_times.mission import ModelSpec
 from anomaly_times.panel import Panel, Quantiles
 
-__all__ = ["Forecaster", "ModelInfo", "build_model", "list_models"]
+__all__ = ["Forecaster", "ModelInfo", "build_model", "current_revision", "list_models", "revision_of"]
 
 ENTRY_POINTS = "anomaly_times.models"
 
 
 class Forecaster(Protocol):
-    """A model: history in, quantiles out; stateless, so one object serves many panels."""
+    """A model: history in, quantiles out; stateless, so one object serves many panels.
+
+    Two attributes are optional: `slow = True` says that it takes seconds rather than milliseconds, and `revision`, a
+    string, which weights answer. Without it the versions of the packages that compute are its revision.
+    """
 
     def forecast(self, history: Panel, *, h: int, quantiles: Sequence[float]) -> Quantiles:
         """Quantiles of the `h` points that follow `history`.
@@ -57,6 +62,8 @@ class ModelInfo:
     """Learns across the rows of a panel, so that a row's forecast depends on the others."""
     params: dict[str, str] = field(default_factory=dict)
     """Parameters of its own, with what each means."""
+    packages: tuple[str, ...] = ()
+    """The distributions that compute; by default the one that the model comes with."""
 
 
 Factory = Callable[..., Forecaster]
@@ -95,6 +102,7 @@ _BUILT_IN: dict[str, tuple[ModelInfo, str]] = {
                 "exponential smoothing, its form chosen by AICc",
                 "nixtla",
                 slow=True,
+                packages=("statsforecast",),
                 params={"model": "error, trend, season as AutoETS spells them; ZZN by default"},
             ),
             f"{_NIXTLA}:ets",
@@ -105,6 +113,7 @@ _BUILT_IN: dict[str, tuple[ModelInfo, str]] = {
                 "the Theta method",
                 "nixtla",
                 slow=True,
+                packages=("statsforecast",),
                 params={"model": "Theta, OptimizedTheta (default), DynamicTheta, DynamicOptimizedTheta or AutoTheta"},
             ),
             f"{_NIXTLA}:theta",
@@ -115,6 +124,7 @@ _BUILT_IN: dict[str, tuple[ModelInfo, str]] = {
                 "ARIMA, its orders chosen by AICc",
                 "nixtla",
                 slow=True,
+                packages=("statsforecast",),
                 params={
                     "seasonal": "profile (default), or native: seasonal orders, which can take minutes a series",
                     "max_p": "5 by default",
@@ -131,6 +141,7 @@ _BUILT_IN: dict[str, tuple[ModelInfo, str]] = {
                 "complex exponential smoothing",
                 "nixtla",
                 slow=True,
+                packages=("statsforecast",),
                 params={
                     "seasonal": "profile (default), or native",
                     "model": "with `native`: Z (chosen by AICc, default), N, S, P or F",
@@ -144,11 +155,21 @@ _BUILT_IN: dict[str, tuple[ModelInfo, str]] = {
                 "level, trend and a season of up to 24 steps",
                 "nixtla",
                 slow=True,
+                packages=("statsforecast",),
                 params={"error": "additive (default) or multiplicative"},
             ),
             f"{_NIXTLA}:holt_winters",
         ),
-        (ModelInfo("mstl", "several seasons by LOESS, the rest by ETS", "nixtla", slow=True), f"{_NIXTLA}:mstl"),
+        (
+            ModelInfo(
+                "mstl",
+                "several seasons by LOESS, the rest by ETS",
+                "nixtla",
+                slow=True,
+                packages=("statsforecast",),
+            ),
+            f"{_NIXTLA}:mstl",
+        ),
         (
             ModelInfo(
                 "lgbm",
@@ -156,6 +177,7 @@ _BUILT_IN: dict[str, tuple[ModelInfo, str]] = {
                 "nixtla",
                 slow=True,
                 pooled=True,
+                packages=("mlforecast", "lightgbm"),
                 params={
                     "lags": "how many of the newest points it sees one by one; 12 by default",
                     "trees": "how many; 200 by default",
@@ -174,6 +196,7 @@ _BUILT_IN: dict[str, tuple[ModelInfo, str]] = {
                 "pretrained transformers, zero-shot: Chronos-2, Bolt or T5",
                 "chronos",
                 slow=True,
+                packages=("chronos-forecasting",),
                 params={
                     "path": "a folder, or a name on the hub; amazon/chronos-bolt-small by default",
                     "device": "cpu (default), cuda, cuda:1 or mps",
@@ -228,6 +251,35 @@ def build_model(spec: ModelSpec, *, season: tuple[timedelta, ...] | None = None,
         raise ModelError(f"model {spec.type!r}: {exc}", hint="`at models` lists the parameters") from exc
 
 
+def revision_of(name: str, model: Forecaster) -> str:
+    """What answers when `model` does: the weights that it names (`revision`), else versions (`statsforecast 2.1.1`).
+
+    Args:
+        name: what the model is called in missions.
+        model: the model as it was built.
+    """
+    return str(getattr(model, "revision", "")) or _versions(name)
+
+
+@lru_cache(maxsize=64)
+def _versions(name: str) -> str:
+    """The versions of what computes this model; empty where that is not known."""
+    known = next((info.packages for info in list_models() if info.name == name), ())
+    packages = known or (("anomaly-times",) if name in _BUILT_IN else ())
+    try:
+        return ", ".join(f"{package} {version(package)}" for package in packages)
+    except PackageNotFoundError:
+        return ""
+
+
+def current_revision(spec: ModelSpec) -> str:
+    """`revision_of` the model that `spec` names as it is installed here; empty where it does not load."""
+    try:
+        return revision_of(spec.type, build_model(spec))
+    except AnomalyTimesError:
+        return ""
+
+
 def _factory(name: str) -> Factory:
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name][1].partition(":")
@@ -250,7 +302,10 @@ def _describe(point: EntryPoint) -> ModelInfo:
         info: Any = getattr(point.load(), "info", None)
     except Exception as exc:  # noqa: BLE001 - one broken package must not hide the other models
         return ModelInfo(point.name, f"does not load: {exc}")
-    return info if isinstance(info, ModelInfo) else ModelInfo(point.name, f"from {point.value.partition(':')[0]}")
+    known = info if isinstance(info, ModelInfo) else ModelInfo(point.name, f"from {point.value.partition(':')[0]}")
+    packages = known.packages or ((point.dist.name,) if point.dist is not None else ())
+    # Missions name the entry point, whatever the model calls itself.
+    return replace(known, name=point.name, packages=packages)
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

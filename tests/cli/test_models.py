@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from importlib.metadata import version
 
 import pytest
 
 from anomaly_times.cli.options import query_from_options
 from anomaly_times.models import list_models
+from anomaly_times.models.seasonmix import SeasonMix
 from anomaly_times.panel import Grid
 from anomaly_times.testing import MemoryStore
 from tests.cli.conftest import AT, QUERY, STEP, Run
 
+OURS = f"anomaly-times {version('anomaly-times')}"
 COMMON = ("--promql", QUERY, "--step", "10m", "--at", "2026-03-01T12:00:30Z")
 
 
 def test_models_are_listed_as_a_table_and_as_json(at: Run) -> None:
     assert "per series, the cheap model" in at("models").stdout
-    assert [each["name"] for each in json.loads(at("models", "-o", "json").stdout)] == [m.name for m in list_models()]
+    listed = json.loads(at("models", "-o", "json").stdout)
+    assert [each["name"] for each in listed] == [m.name for m in list_models()]
+    revisions = {each["name"]: each["revision"] for each in listed}
+    assert revisions["seasonmix"] == SeasonMix().revision
+    assert revisions["ets"] == f"statsforecast {version('statsforecast')}"
 
 
 @pytest.mark.usefixtures("store")
@@ -33,6 +40,7 @@ def test_explain_names_each_series_model_reason_and_seasons(at: Run) -> None:
         assert series["losses"]["profile"] < -3
         assert series["seasons"] == ["1d"]
         assert not series["warming"]
+        assert series["revision"] == OURS
 
 
 def test_explain_is_a_table_too_and_stores_nothing(at: Run, store: MemoryStore) -> None:
@@ -41,6 +49,7 @@ def test_explain_is_a_table_too_and_stores_nothing(at: Run, store: MemoryStore) 
     assert "no other was clearly better in 8 past forecasts" in result.stdout
     assert "holt +" in result.stdout
     assert "3 series: profile 3" in result.stdout
+    assert f"profile: {OURS}" in result.stdout
     assert "1 more series" in result.stderr
     mission = query_from_options({"promql": QUERY, "source": "", "url": "", "at": "now", "step": "10m"}).mission
     assert not store.read_forecasts([mission], Grid.ending(AT + timedelta(days=1), STEP, 300))
@@ -57,6 +66,11 @@ def test_a_forecast_says_which_model_each_series_got(at: Run) -> None:
     assert {series["model"] for series in document["series"]} == {"seasonmix"}
     assert {series["why"] for series in document["series"]} == {"no other was clearly better in 8 past forecasts"}
     assert not any(series["warming"] for series in document["series"])
+    assert {series["revision"] for series in document["series"]} == {SeasonMix().revision}
+    document = json.loads(at("forecast", *COMMON, "--model", "profile", "--dry-run", "-o", "json").stdout)
+    assert {(series["model"], series["revision"], series["why"]) for series in document["series"]} == {
+        ("profile", OURS, None)
+    }
 
 
 def test_explain_needs_a_query(at: Run) -> None:

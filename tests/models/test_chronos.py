@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -293,3 +294,34 @@ def test_without_its_packages_it_says_what_to_install(monkeypatch: pytest.Monkey
     with pytest.raises(MissingExtraError, match="torch") as caught:
         build_model(ModelSpec(type="chronos"))
     assert "anomaly-times[chronos]" in caught.value.hint
+
+
+def test_a_revision_changes_with_the_weights_and_with_nothing_else(folders: dict[str, Path], tmp_path: Path) -> None:
+    def revision(folder: Path) -> str:
+        return str(getattr(build_model(ModelSpec(type="chronos", path=str(folder))), "revision", ""))
+
+    shutil.copytree(folders["bolt"], tmp_path / "same")
+    shutil.copytree(folders["bolt"], tmp_path / "other")
+    with (tmp_path / "other" / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x42")
+    first, same, other = (revision(folder) for folder in (folders["bolt"], tmp_path / "same", tmp_path / "other"))
+    assert first.split(" sha256:")[0] == str(folders["bolt"])
+    assert first.split(" sha256:")[1] == same.split(" sha256:")[1] != other.split(" sha256:")[1]
+    assert revision(tmp_path) == str(tmp_path)
+
+
+def test_a_name_on_the_hub_has_the_commit_that_was_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.file_download as download
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "models--someone--tiny"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(commit)
+    (cached / "snapshots" / commit).mkdir(parents=True)
+    (cached / "snapshots" / commit / "config.json").write_text("{}")
+    monkeypatch.setattr(download, "HF_HUB_CACHE", str(tmp_path), raising=False)
+    monkeypatch.setattr(download.constants, "HF_HUB_CACHE", str(tmp_path))
+    for path, revision in (("someone/tiny", "someone/tiny @0123456789ab"), ("someone/else", "someone/else")):
+        model = build_model(ModelSpec(type="chronos", path=path))
+        assert getattr(model, "revision", "") == revision

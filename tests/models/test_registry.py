@@ -2,16 +2,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points, version
 from typing import Any
 
 import pytest
 
 from anomaly_times.errors import MissingExtraError, ModelError
 from anomaly_times.mission import ModelSpec
-from anomaly_times.models import ModelInfo, build_model, list_models, nixtla, registry
+from anomaly_times.models import (
+    ModelInfo,
+    build_model,
+    current_revision,
+    list_models,
+    nixtla,
+    registry,
+    revision_of,
+)
 from anomaly_times.models.baseline import SeasonalNaive
 from anomaly_times.models.profile import Profile
+from anomaly_times.models.seasonmix import SeasonMix
 from anomaly_times.panel import Panel, Quantiles
 
 
@@ -117,3 +126,32 @@ def test_a_broken_package_hides_no_other_model() -> None:
 @pytest.mark.usefixtures("foreign")
 def test_another_package_cannot_replace_a_built_in_model() -> None:
     assert isinstance(build_model(spec(type="profile")), Profile)
+
+
+def test_a_revision_names_weights_where_there_are_any_and_else_versions() -> None:
+    assert current_revision(spec(type="seasonmix")) == SeasonMix().revision
+    assert current_revision(spec(type="profile")) == f"anomaly-times {version('anomaly-times')}"
+    assert current_revision(spec(type="ets", model="ANN")) == f"statsforecast {version('statsforecast')}"
+    lgbm = f"mlforecast {version('mlforecast')}, lightgbm {version('lightgbm')}"
+    assert current_revision(spec(type="lgbm")) == lgbm
+
+
+def test_what_does_not_load_has_no_revision() -> None:
+    assert current_revision(spec(type="profil")) == ""
+    assert current_revision(spec(type="ets", modell="ANN")) == ""
+
+
+@pytest.mark.usefixtures("foreign")
+def test_a_model_of_another_package_says_its_revision_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Halves(season=None, timezone="UTC")
+    assert revision_of("halves", model) == ""
+    monkeypatch.setattr(Halves, "revision", "weights 7", raising=False)
+    assert revision_of("halves", model) == "weights 7"
+
+
+def test_a_model_of_another_package_has_the_version_of_that_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    [script] = [p for p in entry_points(group="console_scripts") if p.name == "pytest"]
+    point = EntryPoint("installed-halves", f"{__name__}:Halves", registry.ENTRY_POINTS)
+    vars(point).update(dist=script.dist)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    assert revision_of("installed-halves", Halves(season=None, timezone="UTC")) == f"pytest {version('pytest')}"
