@@ -14,7 +14,8 @@ effect of cluster samples: Kish, Survey Sampling, 1965, section 5.4), and bounds
 lies beyond the normal one with n degrees of freedom.
 
 Claims. The logarithm of what the errors say over what the model claims is drawn towards 0 as James and Stein do (1961,
-the positive part): past errors overrule a claim as far as chance does not explain the difference. This happens twice,
+the positive part): past errors overrule a claim as far as chance does not explain the difference, and more readily where
+they say that it is too narrow. This happens twice,
 for the 90 % quantile (its standard error is that of normal errors) and for how many times as far out the bound lies.
 
 Incidents. What happened once is an incident, what happened twice is how the series behaves: errors do not count that
@@ -61,10 +62,12 @@ _INCIDENT, _ECHO, _FEWEST_DAYS = 3.0, 1.5, 4
 _LEAD_BANDS, _LEAD_WEIGHT = 3, 30.0
 _LONGEST_ERROR = 8.0
 _FEWEST_FREEDOM = 3.0
-# A claim stands unless it is this many standard errors off. That of the logarithm of the 90 % quantile of n normal
-# errors is 1.3 / √n; that of how many times as far out another one lies is about √depth / 3 by the root of how many
-# exceed the first, for normal and for exponential tails, depth being the logarithm of how many times as rare it is.
-_DOUBT = 3.0
+# A claim stands unless it is this many standard errors off. To draw a bound in takes more than to move it out: a small
+# sample misses what is rare more often than it meets it too often. The standard error of the logarithm of the 90 %
+# quantile of n normal errors is 1.3 / √n; that of how many times as far out another one lies is about √depth / 3 by the
+# root of how many exceed the first, for normal and for exponential tails, depth being the logarithm of how many times
+# as rare it is.
+_DOUBT_WIDER, _DOUBT_NARROWER = 1.0, 4.0
 _QUANTILE_ERROR, _TAIL_ERROR = 1.3, 1 / 3
 # Where nine errors in ten are 0 their 90 % quantile tells nothing: a bound counts as at most so many times as far out.
 _FARTHEST = 20.0
@@ -346,7 +349,8 @@ class Past:
 def _beyond_doubt(x: Floats, error: Floats) -> Floats:
     """`x` (float64[S]) less what chance explains of it, given its standard error."""
     with np.errstate(divide="ignore", over="ignore"):
-        return x * np.maximum(0.0, 1 - (_DOUBT * error / np.maximum(np.abs(x), 1e-300)) ** 2)
+        doubt = np.where(x > 0, _DOUBT_WIDER, _DOUBT_NARROWER)
+        return x * np.maximum(0.0, 1 - (doubt * error / np.maximum(np.abs(x), 1e-300)) ** 2)
 
 
 def _forget_incident(errors: Floats, cuts: npt.NDArray[np.intp], day: int) -> None:
