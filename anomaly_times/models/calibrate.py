@@ -14,13 +14,14 @@ effect of cluster samples: Kish, Survey Sampling, 1965, section 5.4), and bounds
 lies beyond the normal one with n degrees of freedom.
 
 Claims. The logarithm of what the errors say over what the model claims is drawn towards 0 as James and Stein do (1961,
-the positive part): past errors overrule a claim as far as chance does not explain the difference, and more readily where
-they say that it is too narrow. This happens twice,
-for the 90 % quantile (its standard error is that of normal errors) and for how many times as far out the bound lies.
+the positive part): past errors overrule a claim as far as chance does not explain the difference, more readily where
+they say that it is too narrow. This happens twice, for the 90 % quantile (its standard error is that of normal errors)
+and for how many times as far out the bound lies.
 
 Incidents. What happened once is an incident, what happened twice is how the series behaves: errors do not count that
 are more than three times as large as any that lies further than a day and a half from the largest one. Nor do models
-see values that stray three times as far as any on other days, once that is over (`without_incident`).
+see values that stray three times as far as any on other days, once that is over (`without_incident`). A level that has
+shifted once, for good, counts as the level that always was (`settled`).
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from anomaly_times.models.rebase import rebased
 from anomaly_times.models.registry import Forecaster
 from anomaly_times.models.season import DAY, nan_median, rows_by_length
+from anomaly_times.models.shifts import lasting_shifts
 from anomaly_times.models.tails import ParetoTails, student_to_normal
 from anomaly_times.panel import Choice, Floats, Forecast, Panel, Quantiles
 
@@ -118,7 +121,7 @@ def calibrated(
     """
     if origins is None:
         origins = _ORIGINS_OF_SLOW if getattr(model, "slow", False) else ORIGINS
-    history = without_incident(history)
+    history = settled(without_incident(history))
     outside = [side for level in levels for side in ((1 - level / 100) / 2, 1 - (1 - level / 100) / 2)]
     wanted = tuple(sorted({*outside, *SPREAD}))
     day = max(1, DAY // history.grid.step)
@@ -267,6 +270,23 @@ def without_incident(history: Panel) -> Panel:
     over = np.take_along_axis(stray[struck], last[:, None], axis=1) <= limit[struck]
     y = history.y.copy()
     y[struck] = np.where((stray[struck] > limit[struck]) & over, np.nan, y[struck])
+    return replace(history, y=y)
+
+
+def settled(history: Panel) -> Panel:
+    """The history with what lies before a lasting shift of a series moved to its present level.
+
+    A model then neither expects the old level back, nor do its errors on either side of the shift tell of any other
+    day. See `shifts.lasting_shifts` and `rebase.rebased`.
+    """
+    shifted = lasting_shifts(history)
+    rows = np.flatnonzero(shifted)
+    if not rows.size:
+        return history
+    y = history.y.copy()
+    for column in np.unique(shifted[rows]).tolist():
+        members = np.flatnonzero(shifted == column)
+        y[members] = rebased(history.rows(members), history.grid.start + column * history.grid.step).y
     return replace(history, y=y)
 
 
