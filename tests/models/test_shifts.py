@@ -18,7 +18,8 @@ N = 4032
 
 def rhythm(n: int = N, rows: int = 6) -> Floats:
     day = 2 * np.pi * np.arange(n) / 288
-    return 20 + 4 * np.sin(day) + 3 * np.cos(2 * day) + np.random.default_rng(3).standard_normal((rows, n))
+    noise = np.random.default_rng(3).standard_normal((rows, n))
+    return np.asarray(20 + 4 * np.sin(day) + 3 * np.cos(2 * day) + noise)
 
 
 @pytest.mark.parametrize("ago", [144, 288, 1000, 2500])
