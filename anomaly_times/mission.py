@@ -121,6 +121,19 @@ class Exclusion(_Spec):
         return self
 
 
+def _instant(value: object) -> datetime:
+    """A time that names its zone, in UTC."""
+    try:
+        at = datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        at = None
+    if not isinstance(at, datetime) or not 1980 <= at.year <= 2200:
+        raise ValueError(f"{str(value)[:40]!r} is no time; write it like 2026-03-01T12:00Z")
+    if at.tzinfo is None:
+        raise ValueError("a time needs a zone here: 2026-03-01T12:00Z is UTC, 2026-03-01T13:00+01:00 is the same")
+    return at.astimezone(UTC)
+
+
 Cron = Annotated[str, AfterValidator(normal_cron)]
 
 
@@ -154,6 +167,10 @@ class Forecasting(_Cadence):
     level: float = Field(default=99.9, gt=0, lt=100, description="per cent of normal points inside the bounds")
     interval_scale: ScalePair = Field(default=(1.0, 1.0), description="widens the bounds: [below, above], or one")
     exclude: tuple[Exclusion, ...] = Field(default=(), description="stretches of history not to learn from")
+    rebase: Annotated[datetime, BeforeValidator(_instant)] | None = Field(
+        default=None,
+        description="since when the series have another level for good; older history is moved to that level",
+    )
 
 
 class Detect(_Cadence):

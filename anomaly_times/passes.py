@@ -27,6 +27,7 @@ from anomaly_times.mission import Mission
 from anomaly_times.models import build_model
 from anomaly_times.models.calibrate import forecast_with_bounds
 from anomaly_times.models.cost import long_forecast
+from anomaly_times.models.rebase import rebased
 from anomaly_times.panel import Floats, Forecast, Grid, Labels, Panel, Scores
 from anomaly_times.stores import Store, Written
 
@@ -138,10 +139,14 @@ def _forecast(mission: Mission, store: Store, *, now: datetime, keep_history: bo
     history = _without_exclusions(history, mission)
     if slow := long_forecast(mission, history.n_series):
         logger.warning("%s: %s", mission.name, slow)
-    raw = forecast_with_bounds(model, history, h=mission.h, level=mission.forecast.level)
+    known, since = history, mission.forecast.rebase
+    if since is not None:
+        known = rebased(history, since, season=mission.season, timezone=mission.timezone)
+    raw = forecast_with_bounds(model, known, h=mission.h, level=mission.forecast.level)
     forecast = scoring.final_bounds(
         raw,
         mission.detect,
+        # Of what was measured: values that were moved in proportion are finer than what comes.
         resolution=scoring.resolution(history.y),
         interval_scale=mission.forecast.interval_scale,
     )

@@ -92,7 +92,8 @@ _RESTART_FIELDS = (*IDENTITY_FIELDS, "write")
 _MEANINGS: Mapping[str, str] = {
     **dict.fromkeys(IDENTITY_FIELDS, IDENTITY),
     "write": RESTART,
-    **dict.fromkeys(("season", "timezone", "forecast.model", "forecast.lookback", "forecast.exclude"), MODEL),
+    **dict.fromkeys(("season", "timezone", "forecast.model", "forecast.lookback"), MODEL),
+    **dict.fromkeys(("forecast.exclude", "forecast.rebase"), MODEL),
     **dict.fromkeys(("forecast.level", "forecast.interval_scale", "detect.valid_range"), BOUNDS),
     **dict.fromkeys(("detect.direction", "detect.min_deviation", "detect.min_relative_deviation"), GATES),
     **dict.fromkeys(("detect.missing", "detect.out_of_range_score"), GATES),
@@ -427,6 +428,9 @@ def _change(
 def restart(before: Mission, after: Mission, *, now: datetime, since: datetime | None) -> datetime | None:
     """From which cutoff on forecasts count when `after` takes the place of `before` now; `None` where all go on.
 
+    They restart where they would be of another query, or lie elsewhere, and where the level is rebased: forecasts of
+    the level that is said to be over are known to be wrong.
+
     Where the step becomes shorter, that is the end of what forecasts of the old one can cover: how far ahead of its
     time a stored forecast was made is known in steps, and an old one would pass for newer than it is.
 
@@ -436,7 +440,8 @@ def restart(before: Mission, after: Mission, *, now: datetime, since: datetime |
         now: with a time zone.
         since: from which cutoff on those of `before` count; `None` where that is not known, so that none can.
     """
-    if since is not None and all(getattr(before, name) == getattr(after, name) for name in _RESTART_FIELDS):
+    alike = all(getattr(before, name) == getattr(after, name) for name in _RESTART_FIELDS)
+    if since is not None and alike and after.forecast.rebase in (None, before.forecast.rebase):
         return None
     end = now
     if after.step < before.step:

@@ -71,6 +71,8 @@ TRIGGERS: dict[str, tuple[dict[str, Any], Evidence | None]] = {
     "forecast/horizon-long": ({"forecast": {"every": "1h", "horizon": "3h"}}, None),
     "forecast/too-far-ahead": ({"write": "ahead", "forecast": {"every": "1d"}}, None),
     "forecast/season": ({"season": "1w", "forecast": {"lookback": "13d"}}, None),
+    "forecast/rebase-ahead": ({"forecast": {"rebase": "2026-03-01T12:02Z"}}, None),
+    "forecast/rebase-over": ({"forecast": {"rebase": "2026-02-15T12:00Z"}}, None),
     "detect/cadence": ({"step": "5m"}, None),
     "mission/too-often": ({"detect": {"every": "1ms"}}, None),
     "labels/clash": ({"promql": "sum by (team) (m)", "labels": {"team": "a"}}, None),
@@ -107,9 +109,9 @@ def subject(fields: Mapping[str, Any], evidence: Evidence | None = None) -> Subj
     mission = Mission.model_validate({"name": "m", "promql": "m", **fields})
     loaded = LoadedMission(mission, "m.yaml", 1)
     try:
-        return Subject(loaded, parse_query(mission.promql), sources=["main"], evidence=evidence)
+        return Subject(loaded, NOW, parse_query(mission.promql), sources=["main"], evidence=evidence)
     except QueryError as exc:
-        return Subject(loaded, None, exc, sources=["main"], evidence=evidence)
+        return Subject(loaded, NOW, None, exc, sources=["main"], evidence=evidence)
 
 
 def found(fields: Mapping[str, Any], evidence: Evidence | None = None) -> dict[str, str]:
@@ -267,6 +269,20 @@ def test_a_forecast_reaches_as_far_as_its_last_whole_step() -> None:
 def test_a_weekend_counts_however_many_slots_come_before_it() -> None:
     fields = {"forecast": {"cron": "* 8-20 * * 1-5", "horizon": "1d"}}
     assert "must last 2d11h2m30s" in found(fields)["forecast/horizon-holes"]
+
+
+@pytest.mark.parametrize(
+    ("since", "codes"),
+    [
+        ("2026-03-01T12:01:01Z", {"forecast/rebase-ahead"}),
+        ("2026-03-01T12:01Z", set()),  # clocks differ
+        ("2026-03-01T13:00+01:00", set()),
+        ("2026-02-15T12:02Z", set()),
+        ("2026-02-15T12:01Z", {"forecast/rebase-over"}),
+    ],
+)
+def test_a_rebase_lies_in_the_past_and_in_what_is_read(since: str, codes: set[str]) -> None:
+    assert set(found({"offset": "0s", "forecast": {"lookback": "14d", "rebase": since}})) == codes
 
 
 @pytest.mark.parametrize(("every", "too_often"), [("999ms", True), ("1s", False)])

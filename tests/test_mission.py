@@ -53,6 +53,13 @@ def test_a_cron_line_stands_for_a_cadence_and_the_horizon_lasts_over_its_longest
     assert mission(forecast={"cron": "0 0 29 feb *", "horizon": "2h"}).forecast.period > timedelta(days=1400)
 
 
+def test_a_rebase_is_one_time_whatever_the_clock() -> None:
+    made = mission(forecast={"rebase": "2026-03-01T12:30:00+01:00"})
+    assert made.forecast.rebase == datetime(2026, 3, 1, 11, 30, tzinfo=UTC)
+    assert '"rebase":"2026-03-01T11:30:00Z"' in made.model_dump_json()
+    assert mission(forecast={"rebase": None}) == mission()
+
+
 def test_an_exclusion_without_a_zone_is_utc() -> None:
     made = mission(forecast={"exclude": [{"start": "2026-03-01T10:00:00", "end": "2026-03-01T12:30:00+01:00"}]})
     (window,) = made.forecast.exclude
@@ -98,6 +105,10 @@ def test_a_season_can_be_found_given_or_denied() -> None:
         ({"forecast": {"cron": "61 * * * *"}}, "no cron line"),
         ({"detect": {"cron": "0 0 31 feb *"}}, "no cron line"),
         ({"forecast": {"exclude": [{"start": "2026-03-01T10:00", "end": "2026-03-01T10:00"}]}}, "begin before"),
+        ({"forecast": {"rebase": "2026-03-01T10:00"}}, "needs a zone"),
+        ({"forecast": {"rebase": "2h"}}, "'2h' is no time"),
+        ({"forecast": {"rebase": 1_772_359_200}}, "is no time"),
+        ({"forecast": {"rebase": "0001-01-01T00:00+01:00"}}, "is no time"),
         ({"step": 0}, "not a duration"),
         ({"step": 60}, "not a duration"),
         ({"step": True}, "not a duration"),
@@ -138,6 +149,7 @@ def test_a_mission_survives_being_written_as_json_without_its_defaults() -> None
         forecast={
             "model": {"type": "ets", "model": "ANN"},
             "exclude": [{"start": "2026-03-01T10:00", "end": "2026-03-02T10:00"}],
+            "rebase": "2026-03-03T10:00:30Z",
         },
         detect={"valid_range": [0, float("inf")], "min_relative_deviation": "20%"},
         alert={"for": "10m"},

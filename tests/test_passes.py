@@ -148,6 +148,47 @@ def test_no_model_learns_from_an_excluded_stretch() -> None:
     assert np.array_equal(one.upper, two.upper)
 
 
+@pytest.mark.parametrize("model", ["seasonal_naive", "profile"])
+def test_a_rebased_mission_is_forecast_at_its_new_level_with_its_old_rhythm(model: str) -> None:
+    shifted = series(1)
+    since = NOW - 2 * HOURS
+    shifted.y[:, shifted.grid.index(since) + 1 :] *= 3
+    store = MemoryStore({"load": shifted})
+    plain, rebased = (
+        mission(forecast={"lookback": "7d", "model": model, "horizon": "12h", **more})
+        for more in ({}, {"rebase": since})
+    )
+    (before, after) = forecast_pass([plain, rebased], {"": store}, now=NOW, keep_history=True)
+    assert before.forecast is not None
+    assert after.forecast is not None
+    first = shifted.grid.index(after.forecast.grid.start)
+    actual = shifted.y[:, first : first + 144]
+    inside = [
+        float(((actual >= made.lower) & (actual <= made.upper)).mean()) for made in (before.forecast, after.forecast)
+    ]
+    assert inside[0] < 0.9
+    assert inside[1] > 0.99
+    assert np.abs(after.forecast.yhat - actual).max() < 0.2 * actual.mean()
+    # The band is that of the rhythm, and not as wide as the change.
+    assert np.median(after.forecast.upper - after.forecast.lower) < 60
+    # What was read is shown as it was measured.
+    assert after.history is not None
+    assert before.history is not None
+    np.testing.assert_array_equal(after.history.y, before.history.y)
+
+
+def test_what_moves_by_whole_units_is_not_held_to_fractions_of_one() -> None:
+    panel = series(1)
+    panel.y[:] = np.round(panel.y)
+    since = NOW - 2 * HOURS
+    after = panel.grid.index(since) + 1
+    panel.y[:, after:] = np.round(panel.y[:, after:] * 0.05)
+    rebased = mission(forecast={"lookback": "7d", "model": "seasonal_naive", "rebase": since})
+    (result,) = forecast_pass([rebased], {"": MemoryStore({"load": panel})}, now=NOW)
+    assert result.forecast is not None
+    assert (result.forecast.upper - result.forecast.yhat).min() >= 1
+
+
 def test_a_series_silent_for_a_day_is_forecast_no_more() -> None:
     panel = series(3)
     panel.y[1, panel.grid.index(NOW - timedelta(hours=25)) :] = np.nan

@@ -480,6 +480,23 @@ def test_another_place_for_forecasts_starts_them_anew() -> None:
     assert [run.parameters for run in first_runs(plan, now=LATER)] == [{"mission": "a-b"}]
 
 
+def test_forecasts_of_a_level_that_is_over_do_not_count_any_more() -> None:
+    rebased = mission(forecast={"rebase": "2026-03-01T10:00Z"})
+    state = deployed(mission())
+    plan = planned([rebased], state)
+    [update] = plan.of(Update)
+    [line] = update.fields
+    assert (line.field, line.old, line.new) == ("forecast.rebase", None, "2026-03-01T10:00:00Z")
+    assert (update.restarts, update.meaning, update.target.since) == (True, "forecasts restart", LATER)
+    assert [run.parameters for run in first_runs(plan, now=LATER)] == [{"mission": "a-b"}]
+
+    # The same time by another clock is no change, and once all is of the new level the field goes without a trace.
+    there = applied(plan, state)
+    assert planned([mission(forecast={"rebase": "2026-03-01T11:00+01:00"})], there).empty
+    [update] = planned([mission()], there).of(Update)
+    assert (update.restarts, update.meaning, update.target.since) == (False, "model refits", LATER)
+
+
 def test_a_paused_mission_gets_no_first_forecast() -> None:
     good = deployed(mission()).found["a-b"].deployed
     assert good is not None

@@ -76,13 +76,13 @@ def check_missions(
 
     Args:
         loading: missions from files.
-        now: the time for which sources are asked.
+        now: the time for which missions are looked at and sources are asked.
         sources: the names of sources that the settings know; `None` where that is not known.
         stores: by the name that missions use, the sources to ask; without them no server is needed. Missions of other
             sources get the checks that need none.
         advance: called as each mission is done, from several threads.
     """
-    subjects = [_subject(loaded, sources) for loaded in loading.missions]
+    subjects = [_subject(loaded, now, sources) for loaded in loading.missions]
     evidence, unchecked = _gathered(subjects, stores or {}, now, advance)
     problems, silenced = list(loading.problems), []
     costs = {}
@@ -90,7 +90,7 @@ def check_missions(
         name = subject.mission.name
         known = evidence.get(id(subject))
         if known is not None:
-            subject = Subject(subject.loaded, subject.query, subject.refusal, sources, known)
+            subject = replace(subject, evidence=known)
             cost = cost_of(subject.mission, known)
             if cost is not None:
                 costs[name] = cost
@@ -111,11 +111,11 @@ def at_or_above(problems: Iterable[Problem], severity: Severity) -> bool:
     return any(_RANK[problem.severity] >= _RANK[severity] for problem in problems)
 
 
-def _subject(loaded: LoadedMission, sources: Collection[str] | None) -> Subject:
+def _subject(loaded: LoadedMission, now: datetime, sources: Collection[str] | None) -> Subject:
     try:
-        return Subject(loaded, parse_query(loaded.mission.promql), sources=sources)
+        return Subject(loaded, now, parse_query(loaded.mission.promql), sources=sources)
     except QueryError as exc:
-        return Subject(loaded, None, exc, sources=sources)
+        return Subject(loaded, now, None, exc, sources=sources)
 
 
 def _gathered(

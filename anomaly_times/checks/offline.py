@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from anomaly_times.checks.registry import CHECKS, LOADING, Found, Subject, check
 from anomaly_times.deployed import DeployedMission, to_value
-from anomaly_times.durations import EPOCH, format_duration
+from anomaly_times.durations import EPOCH, format_duration, iso_utc
 from anomaly_times.errors import MissingExtraError, MissionError, ModelError
 from anomaly_times.mission import Mission, ModelSpec
 from anomaly_times.models import build_model
@@ -21,6 +21,7 @@ __all__ = ["COUNTER_SUFFIXES", "counts_only"]
 COUNTER_SUFFIXES = ("_total", "_count", "_sum", "_bucket")
 
 _SOONEST = timedelta(seconds=1)
+_CLOCKS_DIFFER = timedelta(minutes=1)
 
 # What turns a counter into something that can be forecast, or does not look at its value.
 _TAKES_COUNTERS = frozenset(
@@ -157,6 +158,31 @@ def season(subject: Subject) -> Iterator[Found]:
                 f"{format_duration(period)}: it is not used",
                 f"look back {format_duration(2 * period)} or more, or leave the season out",
             )
+
+
+@check("forecast/rebase-ahead", "error")
+def rebase_ahead(subject: Subject) -> Iterator[Found]:
+    """A change of level that is still to come: nothing after it can be learned from."""
+    since = subject.mission.forecast.rebase
+    if since is not None and since > subject.now + _CLOCKS_DIFFER:
+        yield Found(
+            ("forecast", "rebase"),
+            f"the level is to be learned since {iso_utc(since)}, which has not come yet",
+            "`at mission rebase NAME --since TIME` sets it, once the level has changed",
+        )
+
+
+@check("forecast/rebase-over", "info")
+def rebase_over(subject: Subject) -> Iterator[Found]:
+    """A change of level so long ago that all history is of the new one."""
+    since = subject.mission.forecast.rebase
+    if since is not None and since <= subject.mission.history_grid(subject.now).start:
+        yield Found(
+            ("forecast", "rebase"),
+            f"all that a forecast reads, {format_duration(subject.mission.forecast.lookback)}, lies after "
+            f"{iso_utc(since)}: it changes nothing any more",
+            "delete it; `at mission rebase NAME --clear` does that",
+        )
 
 
 @check("detect/cadence", "warning")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple
 
 from anomaly_times.checks.evidence import Evidence
@@ -36,10 +37,11 @@ class Subject:
 
     `query` is its PromQL as far as it is understood, `refusal` why it can never work; one of them is set. `sources`
     are the names that the settings know (`None`: not known here), `evidence` is what the mission's source says about
-    it (`None`: it was not asked).
+    it (`None`: it was not asked). `now` is the time of the examination.
     """
 
     loaded: LoadedMission
+    now: datetime
     query: Query | None
     refusal: QueryError | None = None
     sources: Collection[str] | None = None

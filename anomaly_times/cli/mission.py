@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from anomaly_times.cli import mission_files as files
+from anomaly_times.cli import mission_rebase
 from anomaly_times.cli import mission_sync as sync
 from anomaly_times.cli.options import GroupedHelp
 
@@ -26,6 +27,7 @@ for _command in (
     sync.list_,
     sync.show,
     sync.run,
+    mission_rebase.rebase,
     sync.pause,
     sync.resume,
     sync.delete,

@@ -11,7 +11,7 @@ import typer
 from anomaly_times.cli import options as opt
 from anomaly_times.errors import UsageError
 
-__all__ = ["init", "schema", "validate"]
+__all__ = ["init", "named_files", "schema", "validate"]
 
 EXIT_PROBLEMS = 3
 EXIT_AWAY = 4
@@ -93,7 +93,7 @@ def validate(
     from anomaly_times.loading import load_missions
     from anomaly_times.settings import load_settings
 
-    loading = load_missions(_paths(files))
+    loading = load_missions(named_files(files))
     if changed_since:
         loading = only_changed(loading, changed_files(changed_since))
     known = load_settings().sources
@@ -118,7 +118,12 @@ def validate(
         raise typer.Exit(EXIT_AWAY)
 
 
-def _paths(files: list[Path] | None) -> list[Path]:
+def named_files(files: list[Path] | None) -> list[Path]:
+    """What the user named, or `missions/`.
+
+    Raises:
+        UsageError: nothing is named, and there is no such folder.
+    """
     if not files and not opt.DEFAULT_FILES.exists():
         raise UsageError(f"there is no {opt.DEFAULT_FILES}/ here, and no mission file is named", hint=opt.NO_FILES)
     return files or [opt.DEFAULT_FILES]

@@ -19,7 +19,24 @@ if TYPE_CHECKING:
     from anomaly_times.scheduling.server import PrefectServer
     from anomaly_times.settings import Settings
 
-__all__ = ["adopt", "apply", "delete", "list_", "pause", "plan", "pull", "resume", "run", "show"]
+__all__ = [
+    "DONE",
+    "MissionName",
+    "Yes",
+    "adopt",
+    "apply",
+    "ask",
+    "delete",
+    "list_",
+    "may_ask",
+    "open_server",
+    "pause",
+    "plan",
+    "pull",
+    "resume",
+    "run",
+    "show",
+]
 
 EXIT_REFUSED = 3
 _NAMED = 5
@@ -67,7 +84,7 @@ def plan(
     from anomaly_times.scheduling import sync
 
     wanted = opt.missions_from_files(files, checked=True)
-    settings, server = _connect(prune=prune)
+    settings, server = open_server(prune=prune)
     with server, render.working("comparing"):
         made = sync.plan(server, wanted, project=settings.project, now=opt.utc_now(), prune=prune)
     if save is not None:
@@ -104,7 +121,7 @@ def apply(
     from anomaly_times.scheduling import sync
 
     may_ask(yes, first="at mission plan")
-    settings, server = _connect(prune=prune)
+    settings, server = open_server(prune=prune)
     saved = _saved_plan(files)
     if saved and (saved.project != settings.project or prune):
         raise UsageError(f"the plan is for project {saved.project}, and says itself whether to prune")
@@ -126,12 +143,13 @@ def apply(
             prune=prune,
             expect=expect,
             on_plan=lambda made: render.show_report(PlanView(made), opt.Output.TABLE) if yes else None,
-            on_done=lambda what, whom: render.say(f"{_DONE[what]} {whom}"),
+            on_done=lambda what, whom: render.say(f"{DONE[what]} {whom}"),
         )
     render.say("nothing had to change" if done.empty else "applied")
 
 
-_DONE = {"create": "created", "update": "updated", "patch": "corrected", "delete": "deleted", "start": "started"}
+DONE = {"create": "created", "update": "updated", "patch": "corrected", "delete": "deleted", "start": "started"}
+"""What an apply did, in words."""
 
 
 def list_(output: opt.ReportOption = opt.Report.TABLE) -> None:
@@ -139,7 +157,7 @@ def list_(output: opt.ReportOption = opt.Report.TABLE) -> None:
     from anomaly_times.cli import render
     from anomaly_times.cli.plan_views import ListView
 
-    settings, server = _connect()
+    settings, server = open_server()
     with server:
         found = server.read_state(settings.project).found.values()
     ours = [one for one in found if one.project == settings.project]
@@ -152,7 +170,7 @@ def show(name: MissionName, output: opt.ReportOption = opt.Report.TABLE) -> None
     from anomaly_times.cli.plan_views import ShowView
     from anomaly_times.scheduling import sync
 
-    settings, server = _connect()
+    settings, server = open_server()
     with server:
         found = sync.our_mission(server, name, project=settings.project)
     render.show_report(ShowView(found), opt.Output(output))
@@ -163,7 +181,7 @@ def run(name: MissionName) -> None:
     from anomaly_times.cli import render
     from anomaly_times.scheduling import sync
 
-    settings, server = _connect()
+    settings, server = open_server()
     with server:
         sync.run_now(server, name, project=settings.project, now=opt.utc_now())
     render.say(f"started a forecast and a detection of {name}")
@@ -189,7 +207,7 @@ def pause(
 
     length = opt.parse_window(duration, "--for")
     until = opt.utc_now().replace(microsecond=0) + length if length else None
-    settings, server = _connect()
+    settings, server = open_server()
     with server:
         sync.pause(server, name, Pause(until, reason), project=settings.project)
     render.say(f"{name} is paused " + (f"until {until:%Y-%m-%d %H:%M:%S} UTC" if until else "until it is resumed"))
@@ -200,7 +218,7 @@ def resume(name: MissionName) -> None:
     from anomaly_times.cli import render
     from anomaly_times.scheduling import sync
 
-    settings, server = _connect()
+    settings, server = open_server()
     with server:
         before = sync.our_mission(server, name, project=settings.project)
         sync.pause(server, name, None, project=settings.project)
@@ -227,7 +245,7 @@ def delete(
     from anomaly_times.stores.purge import purge_results
 
     may_ask(yes, first=f"at mission show {name}")
-    settings, server = _connect()
+    settings, server = open_server()
     with server:
         found = sync.our_mission(server, name, project=settings.project)
         source = None
@@ -266,7 +284,7 @@ def adopt(
     from anomaly_times.cli.views import counted
     from anomaly_times.scheduling.adopt import find_handmade, remove_adopted
 
-    settings, server = _connect()
+    settings, server = open_server()
     with server:
         found = find_handmade(server.base_deployments(), settings)
         removed = remove_adopted(server, found, project=settings.project) if yes else []
@@ -296,7 +314,7 @@ def pull(
     """
     from anomaly_times.cli import render
 
-    settings, server = _connect()
+    settings, server = open_server()
     with server:
         found = [f for f in server.read_state(settings.project).found.values() if f.project == settings.project]
     missions = [one.deployed.mission for one in found if one.deployed]
@@ -337,7 +355,7 @@ def _files_to_pull(missions: Sequence[Mission], out: Path, *, force: bool) -> li
     return files
 
 
-def _connect(*, prune: bool = False) -> tuple[Settings, PrefectServer]:
+def open_server(*, prune: bool = False) -> tuple[Settings, PrefectServer]:
     """The settings, and the Prefect server that they name.
 
     Raises:

@@ -33,9 +33,11 @@ __all__ = [
     "MissionStores",
     "Output",
     "Query",
+    "errors_of",
     "missions_from_files",
     "open_source",
     "output_format",
+    "parse_since",
     "parse_time",
     "query_from_options",
     "require_file_options",
@@ -349,7 +351,7 @@ def missions_from_files(
     if not files and not DEFAULT_FILES.exists():
         raise UsageError(f"there is no {DEFAULT_FILES}/ here, and no mission file is named", hint=hint)
     loading = load_missions(files or [DEFAULT_FILES])
-    problems = _errors(loading) if checked else loading.problems
+    problems = errors_of(loading) if checked else loading.problems
     if problems:
         lines = [f"{problem}" + (f" ({problem.hint})" if problem.hint else "") for problem in problems]
         raise MissionError("\n".join(["the mission files have problems", *lines]))
@@ -359,8 +361,8 @@ def missions_from_files(
     return tuple(loaded.mission for loaded in loading.missions)
 
 
-def _errors(loading: Loading) -> list[Problem]:
-    """What checks that ask no server call an error."""
+def errors_of(loading: Loading) -> list[Problem]:
+    """What loading found, and what checks that ask no server call an error."""
     from anomaly_times.checks import check_missions
     from anomaly_times.settings import load_settings
 
@@ -455,8 +457,13 @@ def open_source(name: str, url: str) -> tuple[Settings, str, Source]:
     return settings, str(source.folder.resolve()) if source.folder else str(source), source
 
 
-def parse_time(text: str, *, now: datetime) -> datetime:
+def parse_time(text: str, *, now: datetime, option: str = "--at") -> datetime:
     """The time that `text` means, in UTC: `now`, so long before it (`-2h`), or ISO 8601 (UTC where no zone is given).
+
+    Args:
+        text: what the user gave.
+        now: with a time zone.
+        option: whose value it is, for messages.
 
     Raises:
         UsageError: for anything else, and for times that no metric has, or that are still to come.
@@ -473,13 +480,23 @@ def parse_time(text: str, *, now: datetime) -> datetime:
         at = datetime.fromisoformat(text)
     except (ValueError, UsageError):
         hint = f"-{text} is so long ago" if _is_duration(text) else "write it like 2026-03-01T12:00Z, `now`, or -2h"
-        raise UsageError(f"--at: {text[:64]!r} is no time", hint=hint) from None
+        raise UsageError(f"{option}: {text[:64]!r} is no time", hint=hint) from None
     at = at.replace(tzinfo=UTC) if at.tzinfo is None else at
     if not 1980 <= at.year <= 2200:
-        raise UsageError(f"--at: {text[:64]!r} is out of range", hint="metrics live between 1980 and 2200")
+        raise UsageError(f"{option}: {text[:64]!r} is out of range", hint="metrics live between 1980 and 2200")
     if at > now + _CLOCKS_DIFFER:
-        raise UsageError(f"--at: {text[:64]!r} has not come yet", hint=f"it is {now:%Y-%m-%d %H:%M} UTC")
+        raise UsageError(f"{option}: {text[:64]!r} has not come yet", hint=f"it is {now:%Y-%m-%d %H:%M} UTC")
     return at.astimezone(UTC)
+
+
+def parse_since(text: str, *, now: datetime) -> datetime:
+    """The time that `--since` names, in UTC and whole seconds: as `parse_time`, and a duration (`2h`) for so long ago.
+
+    Raises:
+        UsageError: for anything else, and for times that no metric has, or that are still to come.
+    """
+    at = parse_time(f"-{text}" if _is_duration(text) else text, now=now, option="--since")
+    return min(at, now).replace(microsecond=0)
 
 
 def _is_duration(text: str) -> bool:

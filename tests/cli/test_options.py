@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from anomaly_times.cli.options import Output, output_format, parse_time, query_from_options
+from anomaly_times.cli.options import Output, output_format, parse_since, parse_time, query_from_options
 from anomaly_times.errors import UsageError
 from anomaly_times.mission import Mission
 
@@ -129,6 +129,26 @@ def test_a_time_without_its_sign_and_one_to_come_are_told_so() -> None:
         parse_time("2026-03-01T12:02", now=NOW)
     assert caught.value.hint == "it is 2026-03-01 12:00 UTC"
     assert parse_time("2026-03-01T12:01", now=NOW) == NOW + timedelta(minutes=1)  # clocks differ
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("2h", NOW - timedelta(hours=2)),
+        ("-2h", NOW - timedelta(hours=2)),
+        ("now", NOW),
+        ("2026-03-01T12:01", NOW),  # clocks differ
+        ("2026-03-01T11:59:59.9", NOW - timedelta(seconds=1)),
+    ],
+)
+def test_since_may_be_so_long_ago_and_is_never_to_come(text: str, at: datetime) -> None:
+    assert parse_since(text, now=NOW + timedelta(microseconds=9)) == at
+
+
+def test_a_since_that_is_no_time_names_its_option() -> None:
+    for text, words in (("soon", "--since: 'soon' is no time"), ("2026-03-01T12:02", "--since: .* has not come yet")):
+        with pytest.raises(UsageError, match=words):
+            parse_since(text, now=NOW)
 
 
 def test_a_long_step_is_told_which_option_it_needs_besides() -> None:
