@@ -14,7 +14,7 @@ models_app = typer.Typer(name="models", rich_markup_mode=None)
 
 @models_app.callback(invoke_without_command=True)
 def models(ctx: typer.Context, output: opt.ReportOption = opt.Report.TABLE) -> None:
-    """List the models, which of them are installed, and in which revision."""
+    """List the models, their revisions, and which are installed."""
     from anomaly_times.cli import render
     from anomaly_times.mission import ModelSpec
     from anomaly_times.models import current_revision, list_models
