@@ -97,6 +97,13 @@ def test_an_incident_before_the_change_does_not_count() -> None:
     assert np.abs(moved - (spoilt + 50)).max() < 2
 
 
+@pytest.mark.parametrize("points", [12, 18, 26])
+def test_the_time_need_not_be_exact(points: int) -> None:
+    y = rhythm() - 200
+    moved = rebased(panel(changed(y, 18, 70)), since(points)).y[0]
+    assert np.abs(moved[:-26] - (y + 70)[:-26]).max() < 2.5
+
+
 def test_clocks_that_change_do_not_shift_the_rhythm() -> None:
     # Summer time begins in New York six days before the end; people keep to the clock.
     grid = Grid.ending(END, STEP, 14 * DAY)
