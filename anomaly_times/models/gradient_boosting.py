@@ -1,26 +1,29 @@
-"""`lgbm`: gradient-boosted trees, one model for all series of a panel; mlforecast's features, LightGBM's trees.
+"""`lgbm`: gradient-boosted trees that learn what `profile` misses, one model for all series of a panel.
 
-1. Each series loses its seasons to the robust profile that `profile` uses (local time), and what is left is put on one
-   scale, `asinh((rest − median) / size)`: rates, bytes and ratios then look alike, and an incident does not decide what
-   the trees learn, while a shift of the level stays visible however large it is.
-2. The trees see the newest points, means and spreads of windows up to a day, the same time one day and one week ago,
-   the local clock, and what the profile says. Gaps are filled for them, but nothing is learned from filled points.
-3. Up to six steps ahead every step has a model of its own (direct); farther ahead one model is applied to its own
-   forecasts (recursive), so that cost does not grow with the horizon.
-4. Quantiles are those of the errors that the same model makes from places inside the history, by series and lead.
-   These it has seen while it was trained, so they are on the small side; `calibrate` measures what they are worth.
+mlforecast makes the features, LightGBM grows the trees.
+
+1. `profile` forecasts every series from many places inside its history, seeing only what lies before each. The trees
+   learn the errors of these forecasts, in units of the spread that `profile` expects there, squeezed by `asinh`. So one
+   model serves rates, bytes and ratios, an incident does not decide what is learned, and seasons and trends, which
+   trees do not continue, are taken care of.
+2. They see the newest points, means and deviations of windows up to a day, how each window differs from the one a day
+   and a week before, what the same time in the last three days and weeks was, what `profile` says, the local clock, and
+   how far ahead the point lies. One model answers all leads directly: going on from its own forecasts, as is usual,
+   piles up errors (Taieb, Bontempi, Atiya & Sorjamaa, Expert Systems with Applications 39, 2012).
+3. How many trees, and how far to follow them, is tried on the latest of those places, which the trial fit has not
+   seen. Where trees do not help there beyond chance, `profile` answers alone.
+4. Quantiles are those of `profile`, moved to the new median and as much narrower as errors became in that trial.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from importlib.util import find_spec
-from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,22 +31,27 @@ from pydantic import Field, validate_call
 
 from anomaly_times.durations import milliseconds
 from anomaly_times.models.profile import Profile
-from anomaly_times.models.remainder import without_seasons
-from anomaly_times.models.season import DAY, WEEK, local_ms, nan_median, rows_by_length
-from anomaly_times.models.tails import tail_quantiles
+from anomaly_times.models.season import DAY, WEEK, local_ms, nan_median
 from anomaly_times.panel import Floats, Grid, Panel, Quantiles
 
 __all__ = ["GradientBoosting", "lgbm"]
 
 _FEWEST = 50
-_MOST_POINTS, _MOST_ROWS = 1_500_000, 150_000
-_DIRECT = 6
-_ORIGINS = 8
-_MOST_REPLAYED = 1_500_000
-_GROWTH = 6
-_NORMAL_MAD = 1.4826
+# From so many series it learns at most, and from so many points ahead of its places.
+_MOST_SERIES, _MOST_ROWS = 2_000, 100_000
+_FEWEST_ROWS = 100
+_PLACES, _MOST_PLACES, _FIRST = 24, 200, 0.35
+_A_BLOCK = 400_000
+_SPREAD = (0.1, 0.5, 0.9)
+# Between its 10 % and 90 % quantiles a normal distribution has so many standard deviations.
+_DEVIATIONS = 2.563
 # Three standard deviations: below, asinh is nearly a straight line.
 _STRAIGHT = 3.0
+_LATEST, _SHARES = 0.2, (0.5, 0.75, 1.0)
+# Trees have to help by so many standard errors of what they help on average.
+_BEYOND_CHANCE = 1.0
+_LEAF = 50
+_CYCLES = 3
 
 Ints = npt.NDArray[np.intp]
 
@@ -52,7 +60,8 @@ Ints = npt.NDArray[np.intp]
 class GradientBoosting:
     """LightGBM over mlforecast's features as a `Forecaster`; build it with `lgbm`, and see the module's text.
 
-    A series with fewer than fifty points is forecast by `profile`, with a note, and so are all if the fit fails.
+    A series with fewer than fifty points is forecast by `profile`, with a note, and so are all if the fit fails or does
+    not help.
     """
 
     slow: ClassVar[bool] = True
@@ -61,7 +70,6 @@ class GradientBoosting:
     trees: int
     leaves: int
     learning_rate: float
-    strategy: Literal["auto", "direct", "recursive"]
     threads: int
     seed: int
     season: tuple[timedelta, ...] | None = None
@@ -69,285 +77,290 @@ class GradientBoosting:
 
     def forecast(self, history: Panel, *, h: int, quantiles: Sequence[float]) -> Quantiles:
         """Quantiles of the next `h` points; see `Forecaster.forecast`."""
-        values = np.full((history.n_series, h, len(quantiles)), np.nan)
+        answer = self.profile.forecast(history, h=h, quantiles=quantiles)
+        values = answer.values.copy()
         points = np.isfinite(history.y).sum(axis=1)
         reasons = {int(i): f"only {points[i]} points" for i in np.flatnonzero((points > 0) & (points < _FEWEST))}
         rows = np.flatnonzero(points >= _FEWEST)
         if rows.size:
-            scaled = _Scaled.of(history.rows(rows), h, self.season, self.timezone)
             try:
-                ahead = np.zeros((rows.size, h, len(quantiles)))
-                moving = np.flatnonzero(scaled.size[:, 0] > 0)
-                if moving.size:
-                    ahead[moving] = self._fitted(scaled.rows(moving), history.grid, h, quantiles)
-                values[rows] = scaled.restored(ahead)
+                with warnings.catch_warnings(), np.errstate(all="ignore"):
+                    # Of missing lags at the beginning of a series, which trees take as they are.
+                    warnings.simplefilter("ignore")
+                    learned = self._learned(history.rows(rows), h, quantiles)
             except Exception as exc:  # noqa: BLE001 - whatever a fit dies of, the mission goes on
                 reasons |= dict.fromkeys(rows.tolist(), f"{type(exc).__name__}: {exc}"[:120])
-        notes = {}
-        if reasons:
-            instead = sorted(reasons)
-            answer = Profile(season=self.season, timezone=self.timezone).forecast(
-                history.rows(instead), h=h, quantiles=quantiles
-            )
-            values[instead] = answer.values
-            notes = {i: f"profile instead of lgbm ({reasons[i]})" for i in instead}
+            else:
+                if learned is None:
+                    reasons |= dict.fromkeys(rows.tolist(), "trees add nothing to its past forecasts")
+                else:
+                    values[rows] = learned
+        notes = {i: f"profile instead of lgbm ({reason})" for i, reason in reasons.items()}
+        notes = {i: f"{text}; {answer.notes[i]}" if i in answer.notes else text for i, text in notes.items()}
         return Quantiles(history.labels, history.grid.following(h), tuple(quantiles), values, notes)
 
-    def _fitted(self, scaled: _Scaled, grid: Grid, h: int, quantiles: Sequence[float]) -> Floats:
-        """Quantiles of the rest in units of its size: float64[S, h, Q]."""
-        direct = self.strategy == "direct" or (self.strategy == "auto" and h <= _DIRECT)
-        trees = _Trees(self, scaled, grid, h, direct=direct)
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            # Of missing lags at the beginning of a series, which trees take as they are.
-            warnings.simplefilter("ignore")
-            ahead, errors = trees.forecasts()
-            out = ahead[:, :, None] + _spread(errors, quantiles)
-        if not np.isfinite(out).all():
+    @property
+    def profile(self) -> Profile:
+        """What the trees correct."""
+        return Profile(season=self.season, timezone=self.timezone)
+
+    def _learned(self, history: Panel, h: int, quantiles: Sequence[float]) -> Floats | None:
+        """Quantiles (float64[S, h, Q]), or nothing where trees do not help; every row must have a point."""
+        random = np.random.default_rng(self.seed)
+        unit, center, reach = _unit(history)
+        taught = unit
+        if unit.n_series > _MOST_SERIES:
+            taught = unit.rows(np.sort(random.choice(unit.n_series, _MOST_SERIES, replace=False)))
+        n = unit.grid.n
+        wanted = int(np.clip(_MOST_ROWS // (taught.n_series * h), _PLACES, _MOST_PLACES))
+        last = max(1, n - min(h, n // 4))
+        places = np.unique(np.linspace(min(last, _FIRST * n), last, wanted).round().astype(np.intp))
+        past = _Places.of(self, taught, places, h)
+        fit = _Fit.of(self, past, random)
+        if fit is None:
+            return None
+        wide = tuple(sorted({*quantiles, *_SPREAD}))
+        values = np.empty((unit.n_series, h, len(quantiles)))
+        for block in _blocks(unit.n_series, n + h):
+            part = unit.rows(block)
+            answer = self.profile.forecast(part, h=h, quantiles=wide)
+            end = _Places(self, part, np.array([n]), *_base(answer))
+            moved = answer.at(0.5) + fit.correction(end)[:, 0]
+            for i, quantile in enumerate(quantiles):
+                values[block, :, i] = moved + fit.error * (answer.at(quantile) - answer.at(0.5))
+        if not np.isfinite(values).all():
             raise FloatingPointError("the fit gave no finite forecast")
-        return np.asarray(out)
+        values = 2 * (values * reach[:, :, None] + center[:, :, None] / 2)
+        limit = np.finfo(np.float64).max
+        return np.asarray(np.clip(values, -limit, limit))
+
+
+def _unit(history: Panel) -> tuple[Panel, Floats, Floats]:
+    """The history between −1 and 1, and the center and reach that lead back: `2 (u · reach + center / 2)`.
+
+    Differences of very large values leave the range of doubles, hence the halves.
+    """
+    center = nan_median(history.y)[:, None]
+    half = history.y / 2 - center / 2
+    reach = np.fmax.reduce(np.abs(half), axis=1)[:, None]
+    reach = np.where(reach > 0, reach, 1.0)
+    return Panel(history.labels, history.grid, half / reach), center, reach
+
+
+def _base(answer: Quantiles) -> tuple[Floats, Floats]:
+    """Medians and standard deviations, float64[S, 1, h] each."""
+    low, middle, high = (answer.at(q)[:, None] for q in _SPREAD)
+    return middle, (high - low) / _DEVIATIONS
+
+
+def _blocks(n_series: int, n_points: int) -> Iterator[Ints]:
+    """Rows by blocks that fit the memory."""
+    size = max(1, _A_BLOCK // n_points)
+    return (np.arange(first, min(n_series, first + size)) for first in range(0, n_series, size))
 
 
 @dataclass(frozen=True)
-class _Scaled:
-    """Series without their seasons, on one scale.
+class _Places:
+    """Some places of a history (`cuts`: how many points lie before each), and what `profile` forecasts from there.
 
-    `z` is float64[S, T] with gaps filled, `known` bool[S, T] tells which points are there, `first` int[S] the first of
-    them; `usual` (float64[S, T + h]) is the seasonal profile on the same scale. `middle`, `size` (0 where nothing is
-    left but a constant), `center`, `reach` (float64[S, 1]) and `ahead` (float64[S, h]) lead back.
+    `base` and `spread` are its median and standard deviation, float64[S, cuts, h].
     """
 
-    z: Floats
-    known: npt.NDArray[np.bool_]
-    first: Ints
-    usual: Floats
-    middle: Floats
-    size: Floats
-    center: Floats
-    reach: Floats
-    ahead: Floats
+    spec: GradientBoosting
+    history: Panel
+    cuts: Ints
+    base: Floats
+    spread: Floats
 
     @classmethod
-    def of(cls, history: Panel, h: int, season: tuple[timedelta, ...] | None, timezone: str) -> _Scaled:
-        """Take seasons and scales off; every row must have a point."""
-        known = np.isfinite(history.y)
-        # Squares of very large and very small values leave the range of doubles.
-        center = nan_median(history.y)[:, None]
-        deviation = np.where(known, np.abs(history.y / 2 - center / 2), 0.0)
-        reach = deviation.max(axis=1, keepdims=True)
-        reach = np.where(reach > 0, reach, 1.0)
-        unit = (history.y / 2 - center / 2) / reach
-        rest, usual = np.full(unit.shape, np.nan), np.zeros((len(unit), unit.shape[1] + h))
-        for columns, members in rows_by_length(unit):
-            part = Panel(history.labels, history.grid, unit).rows(members).columns(slice(unit.shape[1] - columns, None))
-            parts = without_seasons(part, h, season, timezone)
-            rest[members, unit.shape[1] - columns :] = parts.rest
-            usual[members, unit.shape[1] - columns :] = np.concatenate([parts.profile, parts.ahead], axis=1)
-        ahead = usual[:, unit.shape[1] :].copy()
-        middle = nan_median(rest)[:, None]
-        size = _typical(np.abs(rest - middle))[:, None] * _NORMAL_MAD * _STRAIGHT
-        by = np.where(size > 0, size, 1.0)
-        z = np.arcsinh((rest - middle) / by)
-        time = np.arange(z.shape[1])
-        for row, there in zip(z, known, strict=True):
-            if not there.all():
-                row[~there] = np.interp(time[~there], time[there], row[there])
-        return cls(z, known, known.argmax(axis=1), usual / by, middle, size, center, reach, ahead)
+    def of(cls, spec: GradientBoosting, history: Panel, cuts: Ints, h: int) -> _Places:
+        """Let `profile` forecast from each of `cuts`."""
+        made = [
+            _base(spec.profile.forecast(history.columns(slice(cut)), h=h, quantiles=_SPREAD)) for cut in cuts.tolist()
+        ]
+        base, spread = (np.concatenate(parts, axis=1) for parts in zip(*made, strict=True))
+        return cls(spec, history, cuts, base, spread)
 
-    def rows(self, keep: Ints) -> _Scaled:
-        """The series at these positions."""
-        return _Scaled(**{name: getattr(self, name)[keep] for name in self.__dataclass_fields__})
+    @cached_property
+    def size(self) -> Floats:
+        """The unit of errors and features at each place, 0 where nothing is to be learned: float64[S, cuts, 1]."""
+        return np.asarray(np.nan_to_num(self.spread.mean(axis=2, keepdims=True)))
 
-    def restored(self, rest: Floats) -> Floats:
-        """Values for forecasts of the rest in units of `size`, float64[S, h, Q]."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            rest = rest * self.size[:, :, None] + self.middle[:, :, None] + self.ahead[:, :, None]
-            out = 2 * (rest * self.reach[:, :, None] + self.center[:, :, None] / 2)
-        limit = np.finfo(np.float64).max
-        return np.asarray(np.clip(out, -limit, limit))
+    @cached_property
+    def errors(self) -> Floats:
+        """What `profile` missed, squeezed: float64[S, cuts, h], NaN where it is not known."""
+        y = np.pad(self.history.y, ((0, 0), (0, self._h)), constant_values=np.nan)
+        missed = y[:, self.times] - self.base
+        return np.asarray(np.where(self.size > 0, np.arcsinh(missed / self.size / _STRAIGHT), np.nan))
 
+    def corrections(self, squeezed: Floats) -> Floats:
+        """What to add to `base` for errors as in `errors`."""
+        return np.asarray(_STRAIGHT * self.size * np.sinh(squeezed))
 
-def _typical(deviation: Floats) -> Floats:
-    """The median of each row, its mean where that is 0 (a series that hardly ever moves)."""
-    size = nan_median(deviation)
-    return np.where(size > 0, size, _mean(deviation))
+    def features(self, at: Ints) -> npt.NDArray[np.float32]:
+        """What trees see of these points, given as positions in `base.ravel()`: float32[len(at), F]."""
+        row, cut, lead = np.unravel_index(at, self.base.shape)
+        time = self.times[cut, lead]
+        base, size = self.base[row, cut, lead], self.size[row, cut, 0]
+        n_lags, n_windows = self.spec.lags, len(self._windows)
+        recent = self._recent[row, cut]
+        lags, means, others = np.split(recent, (n_lags, n_lags + n_windows), axis=1)
+        deviations, before = others[:, : len(self._deviations)], others[:, len(self._deviations) :]
+        columns = [
+            lags - self.base[row, cut, 0][:, None],
+            means[:, :-1] - means[:, -1:],
+            deviations,
+            *(means - then for then in np.split(before, max(1, len(self._seasons)), axis=1) if then.size),
+            (base - means[:, -1])[:, None],
+            self.spread[row, cut, lead][:, None],
+        ]
+        for length in self._seasons:
+            newest = time - -(-(lead + 1) // length) * length
+            for back in range(_CYCLES):
+                then = newest - back * length
+                value = np.where(then >= 0, self.history.y[row, np.maximum(then, 0)], np.nan)
+                columns.append((value - base)[:, None])
+        relative = np.arcsinh(np.concatenate(columns, axis=1) / np.where(size > 0, size, 1.0)[:, None])
+        return np.concatenate([relative, np.log1p(lead)[:, None], self._clock[time]], axis=1).astype(np.float32)
 
+    @property
+    def _h(self) -> int:
+        return int(self.base.shape[2])
 
-def _mean(x: Floats) -> Floats:
-    """The mean of each row without its gaps, NaN where there is nothing else."""
-    there = np.isfinite(x)
-    return np.asarray(np.where(there, x, 0.0).sum(axis=1) / np.where(there.any(axis=1), there.sum(axis=1), np.nan))
-
-
-class _Trees:
-    """One fit: mlforecast's features of every point, LightGBM's trees on a sample of them, and their forecasts."""
-
-    def __init__(self, spec: GradientBoosting, scaled: _Scaled, grid: Grid, h: int, *, direct: bool) -> None:
-        self.spec, self.scaled, self.grid, self.h, self.direct = spec, scaled, grid, h, direct
-
-    def forecasts(self) -> tuple[Floats, Floats]:
-        """Forecasts from the end (float64[S, h]), and errors from inside the history (float64[S, origins, h]).
-
-        Both are in units of `size`.
-        """
-        self._fit()
-        z, n_points = self.scaled.z, self.grid.n
-        room = _MOST_REPLAYED // (len(z) * min(n_points, self._reach))
-        n_cuts = int(np.clip(room - 1, 1, _ORIGINS))
-        last = n_points - min(self.h, n_points // 4)
-        cuts = np.unique(np.linspace(n_points // 2, last, n_cuts).astype(np.intp))
-        ahead = self._replay(np.append(cuts, n_points))
-        errors = np.full((len(z), len(cuts), self.h), np.nan)
-        for i, cut in enumerate(cuts):
-            truth = np.where(self.scaled.known, z, np.nan)[:, cut : cut + self.h]
-            errors[:, i, : truth.shape[1]] = np.sinh(truth) - np.sinh(ahead[:, i, : truth.shape[1]])
-            errors[cut - self.scaled.first < _FEWEST // 2, i] = np.nan
-        return np.sinh(ahead[:, -1]), errors
+    @cached_property
+    def times(self) -> Ints:
+        """Columns of what is forecast: int[cuts, h]."""
+        return self.cuts[:, None] + np.arange(self._h)
 
     @cached_property
     def _seasons(self) -> list[int]:
         """A day and a week, or the periods given, in steps, as far as the history covers them."""
         periods = (DAY, WEEK) if self.spec.season is None else self.spec.season
-        steps = sorted({round(period / self.grid.step) for period in periods})
-        return [n for n in steps if self.spec.lags < n < self.grid.n]
+        steps = sorted({round(period / self.history.grid.step) for period in periods})
+        return [n for n in steps if 2 <= n < self.history.grid.n]
 
     @cached_property
     def _windows(self) -> list[int]:
-        longest = max(8, min(round(DAY / self.grid.step), self.grid.n // 2))
-        return [4**i for i in range(1, 8) if 4**i < longest] + [longest]
+        longest = max(8, min(round(DAY / self.history.grid.step), self.history.grid.n // 2))
+        return [4**i for i in range(8) if 4**i < longest] + [longest]
 
     @cached_property
-    def _reach(self) -> int:
-        """How many points before a forecast its features look at."""
-        return max([self.spec.lags, *self._windows, *(3 * n for n in self._seasons)]) + 1
+    def _deviations(self) -> list[int]:
+        return self._windows[2:4]
 
     @cached_property
-    def _calendar(self) -> Floats:
+    def _clock(self) -> Floats:
         """The local clock at every time of history and horizon: minute of the day and day of the week."""
-        clock = local_ms(Grid(self.grid.start, self.grid.step, self.grid.n + self.h), self.spec.timezone)
+        grid = self.history.grid
+        clock = local_ms(Grid(grid.start, grid.step, grid.n + self._h), self.spec.timezone)
         day = milliseconds(DAY)
         # 1970-01-01 was a Thursday.
         return np.stack([clock % day / 60_000, (clock // day + 3) % 7], axis=1)
 
-    def _fit(self) -> None:
-        from lightgbm import LGBMRegressor
-        from mlforecast import MLForecast
-        from mlforecast.lag_transforms import RollingMean, RollingStd, SeasonalRollingMean
+    @cached_property
+    def _recent(self) -> Floats:
+        """Lags, means and deviations of windows, and means a season ago, at the cuts: float64[S, cuts, F]."""
+        blocks = [self._recent_of(block) for block in _blocks(self.history.n_series, self.history.grid.n)]
+        return np.concatenate(list(blocks))
 
-        spec = self.spec
-        transforms: dict[int, list[Any]] = {1: [RollingMean(w, min_samples=1) for w in self._windows]}
-        transforms[1] += [RollingStd(w, min_samples=2) for w in self._windows[1:3]]
-        for n in self._seasons:
-            transforms[n] = [SeasonalRollingMean(n, 3, min_samples=1)]
-        self._model = MLForecast(
-            LGBMRegressor(
-                n_estimators=spec.trees,
+    def _recent_of(self, rows: Ints) -> Floats:
+        import pandas as pd
+        from mlforecast import MLForecast
+        from mlforecast.lag_transforms import RollingMean, RollingStd
+
+        means = [RollingMean(window, min_samples=1) for window in self._windows]
+        transforms: dict[int, list[Any]] = {
+            1: [*means, *(RollingStd(window, min_samples=2) for window in self._deviations)]
+        }
+        transforms |= {1 + length: means for length in self._seasons}
+        # Positions for times: mlforecast knows no zones, and its steps would be pandas', where 5m is five months.
+        made = MLForecast(
+            [], freq=1, lags=range(1, self.spec.lags + 1), lag_transforms=transforms, num_threads=self.spec.threads
+        )
+        y = self.history.y[rows]
+        known = np.isfinite(y)
+        first, n = known.argmax(axis=1), y.shape[1]
+        time = np.arange(n + 1)
+        # One more time: what is known at the end of the history stands beside the point that follows.
+        filled = np.stack([np.interp(time, time[:-1][there], row[there]) for row, there in zip(y, known, strict=True)])
+        series = np.repeat(np.arange(len(y)), n + 1 - first)
+        column = np.concatenate([time[start:] for start in first])
+        frame = pd.DataFrame({"unique_id": series, "ds": column, "y": filled[series, column]})
+        told, _ = made.preprocess(
+            frame, static_features=[], dropna=False, return_X_y=True, as_numpy=True, validate_data=False
+        )
+        begins = np.cumsum(n + 1 - first) - (n + 1 - first)
+        at = begins[:, None] + self.cuts - first[:, None]
+        recent: Floats = np.asarray(told, dtype=np.float64)[np.maximum(at, 0)]
+        recent[self.cuts < first[:, None]] = np.nan
+        return recent
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Trees, how far to follow them, and how large errors are then beside those of `profile`."""
+
+    trees: Any
+    share: float
+    error: float
+
+    @classmethod
+    def of(cls, spec: GradientBoosting, past: _Places, random: np.random.Generator) -> _Fit | None:
+        """Learn from past forecasts; nothing where it does not help with the latest of them, unseen."""
+        errors = past.errors.ravel()
+        known = np.isfinite(past.errors)
+        n_late = max(1, round(_LATEST * len(past.cuts)))
+        begin = past.cuts[-n_late]
+        late = (past.cuts >= begin)[:, None] & known
+        early = (past.times < begin) & known
+
+        def some(of: npt.NDArray[np.bool_], most: int) -> Ints:
+            at = np.flatnonzero(of)
+            return np.sort(random.choice(at, most, replace=False)) if at.size > most else at
+
+        def grown(at: Ints, n_trees: int) -> Any:
+            from lightgbm import LGBMRegressor
+
+            return LGBMRegressor(
+                n_estimators=n_trees,
                 num_leaves=spec.leaves,
                 learning_rate=spec.learning_rate,
+                min_child_samples=_LEAF,
                 objective="regression_l1",
                 random_state=spec.seed,
                 n_jobs=spec.threads,
                 deterministic=True,
                 force_row_wise=True,
                 verbosity=-1,
-            ),
-            # Positions for times: mlforecast knows no zones, and its steps would be pandas', where 5m is five months.
-            freq=1,
-            lags=[*range(1, spec.lags + 1), *self._seasons],
-            lag_transforms=transforms,
-            num_threads=spec.threads,
-        )
-        z, n = self.scaled.z, self.grid.n
-        random = np.random.default_rng(spec.seed)
-        most = max(1, _MOST_POINTS // n)
-        taught = np.sort(random.choice(len(z), most, replace=False)) if len(z) > most else np.arange(len(z))
-        first = self.scaled.first
-        row = np.repeat(taught, n - first[taught])
-        column = np.concatenate([np.arange(start, n) for start in first[taught]])
-        frame = self._frame(row, column, row, z[row, column])
-        features, _ = self._model.preprocess(
-            frame,
-            static_features=[],
-            dropna=False,
-            return_X_y=True,
-            as_numpy=True,
-            max_horizon=self.h if self.direct else None,
-            validate_data=False,
-        )
-        leads = range(self.h) if self.direct else range(1)
-        # Until a few points are known there is nothing to go by.
-        usable = np.flatnonzero(column - first[row] >= min(spec.lags, _FEWEST // 2))
-        usable = usable[column[usable] + leads[-1] < n]
-        most = _MOST_ROWS // len(leads)
-        if usable.size > most:
-            usable = np.sort(random.choice(usable, most, replace=False))
-        given = self._given(row, column)
+            ).fit(past.features(at), errors[at])
 
-        def examples() -> Any:
-            for lead in leads:
-                at = usable[self.scaled.known[row[usable], column[usable] + lead]]
-                own = features[at]
-                # mlforecast leaves the clock of a direct forecast at its origin; here it is that of the target.
-                own[:, : given.shape[1]] = given[at + lead]
-                yield lead, own, z[row[at], column[at] + lead]
+        learn, judge = some(early, _MOST_ROWS // 2), some(late, _MOST_ROWS // 4)
+        if min(learn.size, judge.size) < _FEWEST_ROWS:
+            return None
+        trial, told, truth = grown(learn, spec.trees), past.features(judge), errors[judge]
+        best, said = (float(np.abs(truth).mean()), 0, 0.0), np.zeros_like(truth)
+        usual = best[0]
+        for n_trees in sorted({max(1, round(spec.trees * i / 10)) for i in range(1, 11)}):
+            one = trial.predict(told, num_iteration=n_trees)
+            for share in _SHARES:
+                error = float(np.abs(truth - share * one).mean())
+                if error < best[0]:
+                    best, said = (error, n_trees, share), share * one
+        error, n_trees, share = best
+        gain = np.abs(truth) - np.abs(truth - said)
+        # What a series has at one time, and shortly before and after, counts once, however many forecasts lead there.
+        row, cut, lead = np.unravel_index(judge, past.base.shape)
+        stretch = past.times[cut, lead] // past.base.shape[2]
+        _, kin = np.unique(np.stack([row, stretch]), axis=1, return_inverse=True)
+        doubt = float(np.sqrt((np.bincount(kin, gain - gain.mean()) ** 2).sum())) / gain.size
+        if gain.mean() <= _BEYOND_CHANCE * doubt:
+            return None
+        return cls(grown(some(known, _MOST_ROWS), n_trees), share, error / usual)
 
-        if self.direct:
-            self._model.fit_models(generator_factory=examples)
-        else:
-            _, x, y = next(examples())
-            self._model.fit_models(x, y)
-
-    def _given(self, row: Ints, column: Ints) -> Floats:
-        """What is known of a time in advance: the clock, and the seasonal profile."""
-        return np.concatenate([self._calendar[column], self.scaled.usual[row, column, None]], axis=1)
-
-    def _frame(self, series: Ints, column: Ints, row: Ints, z: Floats | None) -> Any:
-        """A long frame in mlforecast's words; without `z` one of what is given in advance."""
-        import pandas as pd
-
-        minute, weekday, usual = self._given(row, column).T
-        columns = {"unique_id": series, "ds": column, "minute": minute, "weekday": weekday, "usual": usual}
-        return pd.DataFrame(columns if z is None else columns | {"y": z})
-
-    def _replay(self, cuts: Ints) -> Floats:
-        """Forecasts of every series from every cut (rising), as if what follows it were not known: [S, cuts, h]."""
-        a_block = max(1, _MOST_REPLAYED // (len(cuts) * min(self.grid.n, self._reach)))
-        series = np.arange(len(self.scaled.z))
-        blocks = [self._predicted(series[i : i + a_block], cuts) for i in range(0, len(series), a_block)]
-        return np.concatenate(blocks)
-
-    def _predicted(self, rows: Ints, cuts: Ints) -> Floats:
-        # A series as it was at a cut is a series of its own to mlforecast.
-        series = np.arange(len(rows) * len(cuts))
-        row, cut = np.repeat(rows, len(cuts)), np.tile(cuts, len(rows))
-        start = np.maximum(cut - self._reach, np.minimum(self.scaled.first[row], cut - 1))
-        length = cut - start
-        which = np.repeat(series, length)
-        column = np.arange(len(which)) - np.repeat(np.cumsum(length) - length, length) + np.repeat(start, length)
-        seen = self._frame(which, column, row[which], self.scaled.z[row[which], column])
-        ahead = (cut[:, None] + np.arange(self.h)).ravel()
-        later = np.repeat(series, self.h)
-        given = self._frame(later, ahead, row[later], None)
-        found = self._model.predict(self.h, new_df=seen, X_df=given)
-        return np.asarray(found["LGBMRegressor"], dtype=np.float64).reshape(len(rows), len(cuts), self.h)
-
-
-def _spread(errors: Floats, quantiles: Sequence[float]) -> Floats:
-    """Quantiles around the forecast, 0 at the median, from `errors` (float64[S, origins, h]): float64[S, h, Q]."""
-    n_series, _, h = errors.shape
-    absolute = np.abs(errors)
-    size = _typical(absolute.reshape(n_series, -1))
-    overall = float(nan_median(size[None])[0])
-    size = np.where(size > 0, size, overall if overall > 0 else 1.0)
-    # How errors grow with the lead is much alike in a panel, and a single series has few errors at each lead.
-    edges = np.unique(np.geomspace(1, h + 1, _GROWTH + 1).round().astype(np.intp)) - 1
-    blocks = [_mean(absolute[:, :, a:b].reshape(n_series, -1)) for a, b in pairwise(edges)]
-    relative = nan_median(np.array(blocks) / _mean(absolute.reshape(n_series, -1)))
-    middle = (edges[:-1] + edges[1:] - 1) / 2
-    growth = np.interp(np.arange(h), middle, np.where(relative > 0, relative, 1.0))
-    scale = size[:, None] * growth
-    shape = tail_quantiles((errors / scale[:, None]).reshape(n_series, -1), (*quantiles, 0.5))
-    shape = np.nan_to_num(shape[:, :-1] - shape[:, -1:])
-    return np.asarray(scale[:, :, None] * shape[:, None, :])
+    def correction(self, places: _Places) -> Floats:
+        """What to add to `places.base`: float64[S, cuts, h]."""
+        said = np.asarray(self.trees.predict(places.features(np.arange(places.base.size))), dtype=np.float64)
+        return np.nan_to_num(places.corrections(self.share * said.reshape(places.base.shape)))
 
 
 Season = tuple[timedelta, ...] | None
@@ -362,13 +375,12 @@ def lgbm(
     trees: Annotated[int, Field(ge=1, le=10_000)] = 200,
     leaves: Annotated[int, Field(ge=2, le=1024)] = 31,
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.05,
-    strategy: Literal["auto", "direct", "recursive"] = "auto",
     threads: Annotated[int, Field(ge=1, le=256)] = 1,
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0,
 ) -> GradientBoosting:
     """Gradient-boosted trees over lags, rolling and seasonal features and the local clock; one model a panel.
 
-    `lags` counts the newest points that the trees see one by one; `direct` makes one model a step.
+    `lags` counts the newest points that the trees see one by one; there are at most `trees` trees.
     """
     # Importing them takes seconds, so until there is something to forecast they are only looked for.
     for package in ("mlforecast", "lightgbm"):
@@ -379,7 +391,6 @@ def lgbm(
         trees=trees,
         leaves=leaves,
         learning_rate=learning_rate,
-        strategy=strategy,
         threads=threads,
         seed=seed,
         season=season,

@@ -173,17 +173,16 @@ _BUILT_IN: dict[str, tuple[ModelInfo, str]] = {
         (
             ModelInfo(
                 "lgbm",
-                "gradient-boosted trees over lags, one model for all series",
+                "profile, corrected by gradient-boosted trees; one model for all series",
                 "nixtla",
                 slow=True,
                 pooled=True,
                 packages=("mlforecast", "lightgbm"),
                 params={
                     "lags": "how many of the newest points it sees one by one; 12 by default",
-                    "trees": "how many; 200 by default",
+                    "trees": "how many, at most; 200 by default",
                     "leaves": "of a tree, at most; 31 by default",
                     "learning_rate": "0.05 by default",
-                    "strategy": "direct (a model a step), recursive, or auto: direct up to 6 steps ahead",
                     "threads": "1 by default",
                     "seed": "0 by default",
                 },

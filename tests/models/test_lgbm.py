@@ -9,10 +9,10 @@ import pytest
 from anomaly_times.errors import MissingExtraError, ModelError
 from anomaly_times.mission import ModelSpec
 from anomaly_times.models import Forecaster, build_model, gradient_boosting
-from anomaly_times.panel import Floats
+from anomaly_times.panel import Floats, Quantiles
 from anomaly_times.testing import panel_of
+from benchmarks.synthetic import services
 
-FIVE = timedelta(minutes=5)
 LEVELS = (0.1, 0.5, 0.9)
 
 
@@ -27,61 +27,85 @@ def after_a_burst(n: int, *, noise: float = 0.05) -> Floats:
     return 20 + burst + 0.5 * np.roll(burst, 3) + noise * random.standard_normal(n)
 
 
-@pytest.mark.parametrize("strategy", ["direct", "recursive"])
-def test_it_learns_what_no_season_tells(strategy: str) -> None:
+def learned(y: Floats, h: int, **params: Any) -> Quantiles:
+    """A forecast that trees have a part in."""
+    answer = lgbm(**params).forecast(panel_of(y), h=h, quantiles=LEVELS)
+    assert not answer.notes
+    return answer
+
+
+def lonely_burst(y: Floats, first: int) -> int:
+    """How many points of `y` end with a burst that no other comes shortly before."""
+    return next(cut for cut in range(first, len(y)) if y[cut - 1] > 29 and y[cut - 5 : cut - 1].max() < 21)
+
+
+def test_it_learns_what_no_season_tells() -> None:
     y = np.stack([after_a_burst(2000), after_a_burst(2000, noise=0.06)])
-    lonely = [cut for cut in range(1900, 1990) if y[0, cut - 1] > 29 and y[0, cut - 5 : cut - 1].max() < 21]
-    for cut in lonely[:2]:
-        answer = lgbm(strategy=strategy, trees=60, learning_rate=0.2).forecast(
-            panel_of(y[:, :cut]), h=3, quantiles=LEVELS
-        )
-        assert np.abs(answer.at(0.5)[:, 2] - 25).max() < 1.0
-        assert np.abs(answer.at(0.5)[:, 1] - 20).max() < 6.0
+    y = y[:, : lonely_burst(y[0], 1900)]
+    profile = build_model(ModelSpec(type="profile")).forecast(panel_of(y), h=3, quantiles=LEVELS)
+    error, usual = (np.abs(answer.at(0.5) - [20, 20, 25]).mean() for answer in (learned(y, 3), profile))
+    assert error < 0.6 * usual
+
+
+def test_what_old_series_show_serves_a_young_one() -> None:
+    old = np.stack([after_a_burst(1000, noise=noise) for noise in (0.04, 0.05, 0.06)])
+    old = old[:, : lonely_burst(old[0], 900)]
+    young = np.where(np.arange(old.shape[1]) < old.shape[1] - 150, np.nan, old[0])
+    together = learned(np.concatenate([old, young[None]]), 3).at(0.5)[3]
+    alone = lgbm().forecast(panel_of(young[None, -150:]), h=3, quantiles=LEVELS).at(0.5)[0]
+    assert np.abs(together - [20, 20, 25]).mean() < 0.7 * np.abs(alone - [20, 20, 25]).mean()
 
 
 def test_one_model_serves_ratios_and_bytes() -> None:
-    random = np.random.default_rng(1)
-    wave = 2 + np.sin(2 * np.pi * np.arange(288 * 6) / 288) + 0.05 * random.standard_normal((2, 288 * 6))
-    y = wave * np.array([[1e-3], [1e10]])
-    answer = lgbm(trees=50).forecast(panel_of(y[:, : 288 * 5], step=FIVE), h=288, quantiles=LEVELS)
-    assert not answer.notes
-    off = np.abs(answer.at(0.5) - y[:, 288 * 5 :]).mean(axis=1) / y.mean(axis=1)
-    assert (off < 0.05).all()
-    assert (answer.at(0.9) > answer.at(0.1)).all()
+    y = np.stack([after_a_burst(1000), after_a_burst(1000)]) * np.array([[1e-3], [1e10]])
+    values = learned(y, 12).values / np.array([1e-3, 1e10])[:, None, None]
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-6)
 
 
-def test_a_direct_forecast_knows_the_hour_that_it_is_for() -> None:
-    # Without a season only the clock tells that noon is coming.
-    hour = np.arange(24 * 40) % 24
-    y = np.where(hour == 12, 50.0, 10.0)[None] + 0.1 * np.random.default_rng(0).standard_normal((1, 24 * 40))
-    history = panel_of(y[:, : 24 * 39 + 9])
-    answer = lgbm(season=(), strategy="direct", lags=2, trees=100, learning_rate=0.2).forecast(
-        history, h=5, quantiles=LEVELS
+def test_a_clock_without_a_season_is_the_local_one() -> None:
+    # Berlin goes to summer time on 2026-03-29: from then on eight o'clock is at 6:00 UTC. No season is to be used, so
+    # that the trees alone know of it.
+    start = datetime(2026, 2, 1, tzinfo=UTC)
+    hours = np.arange(24 * 56)
+    utc_offset = np.where(hours >= 24 * 56 + 1, 2, 1)
+    y = np.where((hours + utc_offset) % 24 == 8, 90.0, 10.0) + 0.1 * np.random.default_rng(0).standard_normal(
+        (1, 24 * 56)
     )
-    assert answer.at(0.5)[0] == pytest.approx([10, 10, 10, 50, 10], abs=12)
-
-
-def test_the_clock_is_the_local_one() -> None:
-    # Berlin goes to summer time on 2026-03-29: from then on eight o'clock is at 6:00 UTC.
-    start = datetime(2026, 3, 1, tzinfo=UTC)
-    hours = np.arange(24 * 28 + 20)
-    utc_offset = np.where(hours >= 24 * 28 + 1, 2, 1)
-    y = np.where((hours + utc_offset) % 24 == 8, 90.0, 10.0)[None]
-    y += 0.1 * np.random.default_rng(0).standard_normal(y.shape)
-    history = panel_of(y[:, : 24 * 28], start=start)
-    answer = lgbm(timezone="Europe/Berlin", trees=60).forecast(history, h=20, quantiles=LEVELS)
+    answer = lgbm(season=(), timezone="Europe/Berlin", lags=2).forecast(
+        panel_of(y, start=start), h=20, quantiles=LEVELS
+    )
+    assert not answer.notes
     assert answer.at(0.5)[0].argmax() == 6
+    assert answer.at(0.5)[0, 6] > 60
 
 
-def test_direct_up_to_six_steps_and_recursive_beyond() -> None:
-    history = panel_of(np.stack([after_a_burst(400)]))
+def test_it_does_not_chase_noise() -> None:
+    history = panel_of(50 + np.random.default_rng(2).standard_normal((3, 600)))
+    profile = build_model(ModelSpec(type="profile")).forecast(history, h=12, quantiles=LEVELS)
+    error, usual = (
+        np.abs(answer.at(0.5) - 50).mean() for answer in (lgbm().forecast(history, h=12, quantiles=LEVELS), profile)
+    )
+    assert error <= usual
 
-    def ahead(strategy: str, h: int) -> Floats:
-        return lgbm(strategy=strategy, trees=20).forecast(history, h=h, quantiles=LEVELS).values
 
-    np.testing.assert_array_equal(ahead("auto", 6), ahead("direct", 6))
-    np.testing.assert_array_equal(ahead("auto", 7), ahead("recursive", 7))
-    assert not np.array_equal(ahead("direct", 6), ahead("recursive", 6))
+def test_where_trees_add_nothing_profile_answers_and_a_note_says_so() -> None:
+    history = panel_of(np.repeat([[0.0], [7.0]], 480, axis=1))
+    answer = lgbm().forecast(history, h=12, quantiles=LEVELS)
+    assert answer.notes == dict.fromkeys((0, 1), "profile instead of lgbm (trees add nothing to its past forecasts)")
+    profile = build_model(ModelSpec(type="profile")).forecast(history, h=12, quantiles=LEVELS)
+    np.testing.assert_array_equal(answer.values, profile.values)
+
+
+def test_its_median_errs_less_than_that_of_profile_on_made_up_metrics() -> None:
+    y = services(40, 720, timedelta(hours=1), seed=77)
+    history = panel_of(y[:, :672])
+    usual = np.nanmean(np.abs(y[:, 24:672] - y[:, : 672 - 24]), axis=1)
+
+    def error(name: str) -> float:
+        median = build_model(ModelSpec(type=name)).forecast(history, h=48, quantiles=LEVELS).at(0.5)
+        return float((np.nanmean(np.abs(y[:, 672:] - median), axis=1) / usual).mean())
+
+    assert error("lgbm") < 0.99 * error("profile")
 
 
 def test_a_short_series_falls_back_by_name_and_the_others_go_on() -> None:
@@ -89,7 +113,8 @@ def test_a_short_series_falls_back_by_name_and_the_others_go_on() -> None:
     y[1, :-20] = np.nan
     history = panel_of(y)
     answer = lgbm(trees=20).forecast(history, h=12, quantiles=LEVELS)
-    assert answer.notes == {1: "profile instead of lgbm (only 20 points)"}
+    assert answer.notes[1].startswith("profile instead of lgbm (only 20 points)")
+    assert 0 not in answer.notes
     profile = build_model(ModelSpec(type="profile")).forecast(history.rows([1]), h=12, quantiles=LEVELS)
     np.testing.assert_allclose(answer.values[1], profile.values[0])
 
@@ -110,19 +135,18 @@ def test_a_fit_that_fails_leaves_every_series_to_profile_with_the_reason(monkeyp
 
 
 def test_a_panel_too_large_to_learn_from_as_a_whole_is_forecast_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradient_boosting, "_MOST_POINTS", 2 * 600)
-    monkeypatch.setattr(gradient_boosting, "_MOST_REPLAYED", 3 * 600)
-    monkeypatch.setattr(gradient_boosting, "_MOST_ROWS", 300)
-    random = np.random.default_rng(5)
-    y = 20 + 10 * np.sin(2 * np.pi * np.arange(648) / 24) + random.standard_normal((7, 648))
-    y *= 10.0 ** np.arange(7)[:, None]
-    answer = lgbm(trees=30).forecast(panel_of(y[:, :600]), h=48, quantiles=LEVELS)
-    assert not answer.notes
-    off = np.abs(answer.at(0.5) - y[:, 600:]).mean(axis=1) / y.mean(axis=1)
-    assert (off < 0.12).all()
+    monkeypatch.setattr(gradient_boosting, "_MOST_SERIES", 2)
+    monkeypatch.setattr(gradient_boosting, "_MOST_ROWS", 2000)
+    monkeypatch.setattr(gradient_boosting, "_A_BLOCK", 3 * 1000)
+    y = np.stack([after_a_burst(1000, noise=0.02 * i) for i in range(1, 8)])
+    y = y[:, : lonely_burst(y[0], 900)]
+    size = 10.0 ** np.arange(7)[:, None]
+    error = np.abs(learned(y * size, 3).at(0.5) / size - [20, 20, 25]).mean(axis=1)
+    profile = build_model(ModelSpec(type="profile")).forecast(panel_of(y), h=3, quantiles=LEVELS)
+    assert (error < 0.7 * np.abs(profile.at(0.5) - [20, 20, 25]).mean(axis=1)).all()
 
 
-@pytest.mark.parametrize("params", [{"trees": 0}, {"strategy": "both"}, {"learning_rate": 2}, {"lags": "many"}])
+@pytest.mark.parametrize("params", [{"trees": 0}, {"threads": 0}, {"learning_rate": 2}, {"lags": "many"}])
 def test_a_parameter_that_makes_no_sense_is_refused(params: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=f"model 'lgbm': {next(iter(params))}: "):
         lgbm(**params)
