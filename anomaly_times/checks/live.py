@@ -168,7 +168,7 @@ def churn(subject: Subject) -> Iterator[Found]:
 @check("data/short-season", "warning", live=True)
 def short_season(subject: Subject) -> Iterator[Found]:
     """Less history than the season takes."""
-    history, mission = _history(subject.said), subject.mission
+    history, mission = _history(subject), subject.mission
     wanted = [_DAY] if mission.season is None else list(mission.season)
     for period in wanted:
         if history is not None and history < 2 * period <= mission.forecast.lookback:
@@ -183,7 +183,7 @@ def short_season(subject: Subject) -> Iterator[Found]:
 @check("data/short-history", "info", live=True)
 def short_history(subject: Subject) -> Iterator[Found]:
     """Less history than the lookback."""
-    history, mission = _history(subject.said), subject.mission
+    history, mission = _history(subject), subject.mission
     if history is not None:
         yield Found(
             ("forecast", "lookback"),
@@ -260,14 +260,14 @@ def cost_of(mission: Mission, evidence: Evidence) -> Cost | None:
     return Cost(n, n * (mission.forecast.lookback // mission.step), round(written))
 
 
-def _history(evidence: Evidence) -> timedelta | None:
-    """How much history there is; `None` where it covers the lookback, or nothing is known."""
-    seen = evidence.seen
-    if seen is None or not evidence.count:
+def _history(subject: Subject) -> timedelta | None:
+    """How much history there is at most; `None` where it covers the lookback, or nothing is known."""
+    seen = subject.said.seen
+    if seen is None or not subject.said.count:
         return None
     first = int(np.flatnonzero(np.isfinite(seen.y).any(axis=0))[0])
     # A place or two at the begin may be empty by chance; the first point lies up to a place before the one seen.
-    return (seen.grid.n - first) * seen.grid.step if first > 2 else None
+    return subject.now - seen.grid.start - (first - 1) * seen.grid.step if first > 2 else None
 
 
 def _copies(panel: Panel, label: str, *, sure: bool) -> int:
