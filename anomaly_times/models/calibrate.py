@@ -198,6 +198,31 @@ class Calibrated:
             warming=frozenset(young),
         )
 
+    def past_ratios(self, bounds: Forecast) -> Floats:
+        """Past errors by the half-widths that `bounds` have on their side and lead: float64[S, cuts, h].
+
+        −1 and 1 are the bounds, which may be others than `bounds(level)` gives: final ones, say. NaN in gaps and
+        incidents, and where a row has fewer cut-offs than others.
+        """
+        yhat = self.quantiles.at(0.5)
+        most = max((past.errors.shape[1] for _, past in self.past), default=0)
+        ratios = np.full((len(yhat), most, yhat.shape[1]), np.nan)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            below = np.maximum(yhat - self.quantiles.at(SPREAD[0]), self.unit) / (bounds.yhat - bounds.lower)
+            above = np.maximum(self.quantiles.at(SPREAD[-1]) - yhat, self.unit) / (bounds.upper - bounds.yhat)
+            for members, past in self.past:
+                down, up = ((side[members] * past.lead)[:, None, :] for side in (below, above))
+                ratios[members, : past.errors.shape[1]] = past.errors * np.where(past.errors < 0, down, up)
+        return ratios
+
+    @property
+    def freedom(self) -> Floats:
+        """How many independent errors the past ones of each row are worth: float64[S], 0 where there are none."""
+        freedom = np.zeros(self.history.n_series)
+        for members, past in self.past:
+            freedom[members] = past.freedom
+        return freedom
+
     def _side(self, side: int, share: float, spread: Floats, claim: Floats) -> Floats:
         """The half-width on one side (0 below, 1 above): float64[S, h].
 
@@ -310,9 +335,11 @@ def _scaled_errors(y: Floats, cuts: Sequence[int], past: Sequence[Floats], unit:
 class Past:
     """What the errors of one group of rows say: tails, how larger they are by lead (float64[S, h]), how many there are.
 
-    `freedom` is how many independent errors they are worth, `count` how many they are: float64[S].
+    `errors` (float64[S, cuts, h]) are those left, in units of the model's spread and of `lead`. `freedom` is how many
+    independent errors they are worth, `count` how many they are: float64[S].
     """
 
+    errors: Floats
     tails: ParetoTails
     lead: Floats
     freedom: Floats
@@ -345,7 +372,7 @@ class Past:
         alike = np.clip(np.nan_to_num(alike, nan=1.0, posinf=1.0, neginf=0.0), 0.0, 1.0)
         freedom = n / (1 + (each - 1) * alike)
         tails = ParetoTails.of(errors.reshape(len(errors), -1))
-        return cls(tails, lead, np.maximum(_FEWEST_FREEDOM, freedom), count)
+        return cls(errors, tails, lead, np.maximum(_FEWEST_FREEDOM, freedom), count)
 
     def correction(self, side: int, share: float, claimed: Floats) -> Floats:
         """What claims of one side's (0 below, 1 above) quantile `share` are to be multiplied by: float64[S].

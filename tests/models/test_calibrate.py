@@ -284,3 +284,23 @@ def test_students_quantiles_are_those_of_the_tables() -> None:
     np.testing.assert_allclose(
         student_to_normal(0.995, np.array([4.0, 10.0, 30.0])), np.array([4.604, 3.169, 2.750]) / 2.5758, rtol=0.01
     )
+
+
+def test_past_errors_count_by_the_bounds_that_they_would_have_had() -> None:
+    y = rhythm(2016, rows=40)
+    made = calibrated(PROFILE, panel_of(y, step=FIVE), h=24, levels=(80.0,))
+    ratios = made.past_ratios(made.bounds(80.0))
+    assert ratios.shape == (40, 16, 24)
+    assert (np.abs(ratios) > 1).mean() == pytest.approx(0.2, abs=0.03)
+    assert (ratios > 1).mean() == pytest.approx(0.1, abs=0.02)
+    assert (made.freedom > 30).all()
+
+
+def test_past_ratios_have_gaps_where_values_or_cut_offs_are_missing() -> None:
+    y = rhythm(2016, rows=2)
+    y[0, :1200], y[1, 1990:] = np.nan, np.nan
+    made = calibrated(PROFILE, panel_of(y, step=FIVE), h=24, levels=(80.0,))
+    ratios = made.past_ratios(made.bounds(80.0))
+    assert np.isfinite(ratios[0]).any()
+    assert np.isnan(ratios[1, -1]).any()
+    assert np.isfinite(ratios[1, 0]).all()

@@ -1,0 +1,483 @@
+"""Evidence over time, and limits that hold it to an alert budget.
+
+A point outside a band is weak evidence: a minutely series has ten thousand points a week, and many incidents are rows
+of mildly odd points, a change of roughness, or a slow drift. Five channels look for them, each causal, each with a
+limit of its own; the score is the largest ratio of evidence to limit. With e = y − yhat, r = e over the half-width of
+the band on its side, and ρ = sign(r) √min(|r|, 1):
+
+- `point` is |r|.
+- `sustained` is the moving average of |ρ|: oddness that lasts, after the anomaly likelihood of Ahmad, Lavin, Purdy &
+  Agha (Neurocomputing 262, 2017).
+- `roughness` is the moving average of √min(|Δy| / move, 8), where `move` makes its usual value 1.
+- `drift` is the moving average of ρ: a shift that the forecast has not followed.
+- `flat` is for how many steps the value has not moved: an exporter that hangs.
+
+Averages are exponential and forget one half in an hour, or in three steps where that is longer. The root makes errors
+with light and with heavy tails alike: of normal ones it has no skewness left, of Student's with three degrees of
+freedom a little, so an average over an hour is nearly normal, and one outlier weighs no more than it should.
+
+All that an average remembers is one number a series, and it is rounded to single precision after every step. Nine
+significant digits name such a number exactly, so one that was written to a store and read back goes on bit by bit like
+one that stayed in memory, however the points are cut into passes.
+
+Limits (`fit_limits`) are quantiles: what normal data exceeds in an hour as often as the budget allows. Of the averages
+they come from hourly maxima, over past forecasts put end to end and over the history; of points from a generalised
+Pareto tail (peaks over threshold; Siffer, Fouque, Termier & Largouet, KDD 2017) of how values stray from the median of
+their neighbours, because past errors are too few to tell how heavy tails are, and a history is long. Every limit is as
+much wider as it is badly known, so that normal data keeps the budget on average over what the history leaves open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from math import ceil
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from anomaly_times.errors import UsageError
+from anomaly_times.models.season import blocks_of_rows, nan_median, sorted_planes
+from anomaly_times.models.tails import student_to_normal
+from anomaly_times.panel import Floats, Forecast
+
+__all__ = [
+    "BAND",
+    "CHANNELS",
+    "Limits",
+    "Memory",
+    "advance",
+    "fit_limits",
+    "incidents",
+    "ratios_to_limits",
+    "strongest",
+    "widened",
+]
+
+CHANNELS = ("point", "sustained", "roughness", "drift", "flat")
+"""What evidence there is; arrays of evidence and of limits have them in this order."""
+
+BAND = 80.0
+"""The level of the band that limits are made for; `widened` makes the final one of it."""
+
+_WINDOW, _FEWEST_STEPS = timedelta(hours=1), 3
+_WEEK, _DAY = timedelta(weeks=1), timedelta(days=1)
+_HOURS_A_WEEK = 168
+# What is older than so many windows when the next value comes is forgotten.
+_FORGOTTEN = 3
+_ROUGHEST = 8.0
+# The channels that take part in the budget overlap: a third each makes about the whole.
+_SHARE = 1 / 3
+# A history tells how rare something is up to ten times its own length.
+_FURTHEST = 10.0
+_OUTSIDE = 1 - BAND / 100
+# The tail: where it begins, how few values it may have, its usual shape and how many values that is worth.
+_TAIL, _FEWEST_IN_TAIL, _SHAPE, _SHAPE_WEIGHT, _SHAPES = 0.02, 8, 0.2, 30.0, (-0.5, 0.6)
+_MOST_DOUBT = 6.0
+_FEWEST_FREEDOM, _ENOUGH = 8.0, 32
+# Past forecasts are few: each order of them makes other hours.
+_ORDERS, _SEED = 4, 20170612
+# Hourly maxima further above their median than so many times their upper quartile are incidents.
+_INCIDENT, _MOST_SKEW = 6.0, 2.5
+_KEPT_HOURS = 3.0
+_FLAT_LONGEST, _FLAT_STEPS = 3, 6
+_HIGHEST, _QUIET = 2.0, timedelta(days=2)
+
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, eq=False)
+class Limits:
+    """What evidence is held against, for S series; made in a forecast pass.
+
+    `usual` and `limit` are float64[5, S, n], by channel, where n is 1 or the number of points that they are used for:
+    evidence at the usual has a ratio of 0, evidence at the limit one of 1; an infinite limit is never reached. `move`
+    (float64[S, n]) is the unit of roughness, in the unit of the series. `width` (float64[S]) is by how much the 80 %
+    band is to be widened, and `capped` (bool[S]) says where the budget asked for more than the history can tell.
+    """
+
+    usual: Floats
+    limit: Floats
+    move: Floats
+    width: Floats
+    capped: Bools
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """What detection remembers of S series between two passes, after some time of the grid.
+
+    `averages` (float64[3, S]) are those of the channels `sustained`, `roughness` and `drift`, NaN where there is none
+    yet, in single precision; `flat` counts the steps since the value last moved; `last` is the value at that time, NaN
+    in a gap; `idle` is how many steps ago the averages took a value (float64[S] each).
+    """
+
+    averages: Floats
+    flat: Floats
+    last: Floats
+    idle: Floats
+
+    @classmethod
+    def none(cls, n: int) -> Memory:
+        """Of `n` series that nothing is known of: evidence begins at its usual value."""
+        return cls(np.full((3, n), np.nan), np.zeros(n), np.full(n, np.nan), np.zeros(n))
+
+
+def advance(
+    memory: Memory, y: Floats, forecast: tuple[Floats, Floats, Floats], limits: Limits, *, step: timedelta
+) -> tuple[Memory, Floats]:
+    """Take the next T points of each series: what is remembered after them, and the evidence at each.
+
+    A point without a value or without a forecast changes no average. After a gap of three windows averages begin anew
+    at their usual values. However points are cut into batches, the numbers are the same, bit by bit.
+
+    Args:
+        memory: as the point before left it.
+        y: float64[S, T], NaN where there is no value.
+        forecast: yhat, lower, upper; float64[S, T] each, NaN where there is none.
+        limits: in force at each of the points.
+        step: between two points.
+
+    Returns:
+        The memory, and the evidence: float64[5, S, T], NaN where a point has no value or no forecast. That of `drift`
+        has the sign of the errors.
+    """
+    yhat, lower, upper = forecast
+    n_series, n_points = y.shape
+    if not n_points:
+        return memory, np.empty((len(CHANNELS), n_series, 0))
+    with np.errstate(all="ignore"):
+        error = y - yhat
+        ratio = error / np.where(error >= 0, upper - yhat, yhat - lower)
+        before = np.concatenate([memory.last[:, None], y[:, :-1]], axis=1)
+        move = np.abs(y - before)
+        known = np.isfinite(ratio)
+        root = _root(ratio)
+        rough = _rough(move, limits.move)
+        start = np.broadcast_to(limits.usual[1:4], (3, n_series, n_points))
+        inputs = np.stack([np.abs(root), rough, root])
+        takes = np.stack([known, known & np.isfinite(move), known])
+
+    at = np.arange(n_points)
+    newest = np.maximum.accumulate(np.where(known, at, -1), axis=1)
+    idle = np.where(newest >= 0, at - newest, at + 1 + memory.idle[:, None])
+    since = np.concatenate([memory.idle[:, None], idle[:, :-1]], axis=1)
+    forgotten = known & (since >= _FORGOTTEN * _window(step))
+    now = np.where(np.isnan(memory.averages), start[:, :, 0], memory.averages)
+    averages = _averages(now, inputs, takes, start, forgotten, keep=_keep(step))
+
+    moved = ~(y == before)
+    last_move = np.maximum.accumulate(np.where(moved, at, -1), axis=1)
+    flat = np.where(last_move >= 0, at - last_move, at + 1 + memory.flat[:, None]).astype(np.float64)
+
+    evidence = np.concatenate([np.abs(ratio)[None], averages, flat[None]])
+    evidence[:, ~known] = np.nan
+    after = Memory(averages[:, :, -1].copy(), flat[:, -1].copy(), y[:, -1].copy(), idle[:, -1].astype(np.float64))
+    return after, evidence
+
+
+def ratios_to_limits(evidence: Floats, limits: Limits) -> Floats:
+    """How far evidence (float64[5, S, T]) is on its way from usual (0) to the limit (1): float64[5, S, T].
+
+    NaN where there is no evidence, 0 for what is less than usual.
+    """
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        ratio = (np.abs(evidence) - limits.usual) / (limits.limit - limits.usual)
+    return np.maximum(ratio, 0.0)
+
+
+def strongest(ratios: Floats) -> tuple[Floats, Ints]:
+    """The score, which is the largest ratio (float64[S, T]), and which of `CHANNELS` it is (int[S, T], −1 for none)."""
+    there = np.isfinite(ratios).any(axis=0)
+    filled = np.where(np.isnan(ratios), -np.inf, ratios)
+    channel = filled.argmax(axis=0)
+    return np.where(there, filled.max(axis=0), np.nan), np.where(there, channel, -1)
+
+
+def widened(forecast: Forecast, limits: Limits) -> Forecast:
+    """The 80 % band made as wide as the budget asks."""
+    width = limits.width[:, None]
+    with np.errstate(over="ignore"):
+        lower = forecast.yhat - width * (forecast.yhat - forecast.lower)
+        upper = forecast.yhat + width * (forecast.upper - forecast.yhat)
+    limit = np.finfo(np.float64).max
+    return replace(forecast, lower=np.clip(lower, -limit, limit), upper=np.clip(upper, -limit, limit))
+
+
+def incidents(score: Floats, envelope: Floats, *, step: timedelta) -> tuple[Floats, Bools]:
+    """Which points begin an incident, one alert each.
+
+    The envelope is the largest score so far, counted up to 2, and halves every two days. An incident begins where the
+    score exceeds 1 while the envelope does not, so it is over two days after its last score of 2 or more, and six
+    hours after one of 1.1.
+
+    Args:
+        score: float64[S, T], NaN where there is none.
+        envelope: float64[S], as the point before left it; 0 or NaN where nothing is known.
+        step: between two points.
+
+    Returns:
+        The envelope after the last point (float64[S], single precision), and bool[S, T].
+    """
+    fades = 0.5 ** (step / _QUIET)
+    now = _single(np.nan_to_num(envelope))
+    first = np.zeros(score.shape, dtype=np.bool_)
+    heights = np.minimum(np.nan_to_num(score, posinf=_HIGHEST), _HIGHEST)
+    for t in range(score.shape[1]):
+        now = _single(now * fades)
+        first[:, t] = (heights[:, t] > 1) & (now <= 1)
+        now = np.maximum(now, _single(heights[:, t]))
+    return now, first
+
+
+def fit_limits(
+    history: Floats, ratios: Floats, freedom: Floats, *, step: timedelta, alerts_per_week: float = 0.5
+) -> Limits:
+    """Limits that normal data exceeds about `alerts_per_week` times a week and series, all channels together.
+
+    Args:
+        history: float64[S, N], NaN for gaps, without what no one should learn from.
+        ratios: past errors over the half-width of the 80 % band: float64[S, cuts, h], NaN where unknown
+            (`Calibrated.past_ratios`).
+        freedom: how many independent errors they are worth, float64[S].
+        step: between two points.
+        alerts_per_week: the budget; points and episodes of one hour count alike.
+
+    Returns:
+        Limits with n = 1. A channel whose past is too short for a limit has an infinite one.
+
+    Raises:
+        UsageError: for a budget that is not positive and finite.
+    """
+    if not 0 < alerts_per_week < np.inf:
+        raise UsageError(
+            f"an alert budget must be a positive number, got {alerts_per_week}", hint="0.5 is one alert in two weeks"
+        )
+    n_series = len(history)
+    weeks = np.isfinite(history).sum(axis=1) * (step / _WEEK)
+    with np.errstate(divide="ignore"):
+        least = 1 / (_FURTHEST * weeks)
+    # So often in an hour may one channel be over its limit.
+    hourly = np.minimum(_SHARE * np.maximum(alerts_per_week, np.minimum(least, 1e6)) / _HOURS_A_WEEK, 0.5)
+    freedom = np.maximum(_FEWEST_FREEDOM, freedom)
+    per_hour = max(1, round(timedelta(hours=1) / step))
+
+    usual = np.zeros((len(CHANNELS), n_series, 1))
+    limit = np.full((len(CHANNELS), n_series, 1), np.inf)
+    limit[0] = 1.0
+    usual[1], usual[2] = 0.5, 1.0
+    width, move = np.ones(n_series), np.ones((n_series, 1))
+    share = hourly / per_hour
+    for block in blocks_of_rows(n_series, history.shape[1]):
+        width[block] = _tail_ratio(history[block], share[block])
+        move[block, 0], rough = _roughness(history[block], step)
+        few = np.full(rough.shape[0], max(_FEWEST_FREEDOM, rough.shape[1] / per_hour / _KEPT_HOURS))
+        limit[2, block, 0] = _hourly_limit(rough, per_hour, hourly[block], few)
+        limit[4, block, 0] = _longest_flat(history[block], step)
+    width = np.maximum(1.0, width * _student(share / 2, freedom))
+
+    if ratios.shape[1]:
+        with np.errstate(over="ignore"):
+            roots = _root(ratios / width[:, None, None])
+        enough = np.isfinite(roots).sum(axis=(1, 2)) >= _ENOUGH
+        lasting, usual[1, enough, 0] = _put_end_to_end(np.abs(roots[enough]), step)
+        drifting, _ = _put_end_to_end(roots[enough], step, middle=0.0)
+        cuts = np.isfinite(roots[enough]).any(axis=2).sum(axis=1)
+        for channel, stream, free in (
+            (1, lasting, np.minimum(freedom[enough], np.maximum(_FEWEST_FREEDOM, cuts))),
+            (3, np.abs(drifting), freedom[enough]),
+        ):
+            limit[channel, enough, 0] = _hourly_limit(stream, per_hour, hourly[enough], free)
+    limit = np.where(limit > usual, limit, np.inf)
+    return Limits(usual, limit, move, width, alerts_per_week < least)
+
+
+def _window(step: timedelta) -> int:
+    """In how many steps an average forgets one half."""
+    return max(_FEWEST_STEPS, round(_WINDOW / step))
+
+
+def _keep(step: timedelta) -> float:
+    return float(0.5 ** (1 / _window(step)))
+
+
+def _single(x: Floats) -> Floats:
+    return x.astype(np.float32).astype(np.float64)
+
+
+def _root(ratio: Floats) -> Floats:
+    return np.asarray(np.copysign(np.sqrt(np.minimum(np.abs(ratio), 1.0)), ratio))
+
+
+def _rough(move: Floats, unit: Floats) -> Floats:
+    return np.asarray(np.sqrt(np.minimum(move / unit, _ROUGHEST)))
+
+
+def _averages(
+    averages: Floats, inputs: Floats, takes: Bools, start: Floats, forgotten: Bools, *, keep: float
+) -> Floats:
+    """The recursion of averages (float64[A, S] before the first point) over their inputs: float64[A, S, T].
+
+    `takes` says where there is an input, `start` where an average begins that is `forgotten` (bool[S, T]).
+    """
+    out = np.empty(inputs.shape)
+    # One time after the other, so times come first.
+    steps = np.ascontiguousarray(np.moveaxis(inputs * (1 - keep), 2, 0))
+    taken = np.ascontiguousarray(np.moveaxis(takes, 2, 0))
+    anew = frozenset(np.flatnonzero(forgotten.any(axis=0)).tolist())
+    every = frozenset(np.flatnonzero(np.logical_and.reduce(taken, axis=(1, 2))).tolist())
+    now = _single(averages)
+    for t in range(len(steps)):
+        if t in anew:
+            now = np.where(forgotten[:, t], _single(start[:, :, t]), now)
+        after = _single(now * keep + steps[t])
+        now = after if t in every else np.where(taken[t], after, now)
+        out[:, :, t] = now
+    return out
+
+
+def _put_end_to_end(segments: Floats, step: timedelta, middle: float | None = None) -> tuple[Floats, Floats]:
+    """The moving average over segments (float64[S, cuts, h]) in several orders, and their mean (float64[S]).
+
+    It begins at the mean, or at `middle`.
+    """
+    random = np.random.default_rng(_SEED)
+    order = np.concatenate([random.permutation(segments.shape[1]) for _ in range(_ORDERS)])
+    stream = segments[:, order].reshape(len(segments), len(order) * segments.shape[2])
+    there = np.isfinite(stream)
+    mean = np.where(there, stream, 0.0).sum(axis=1) / np.maximum(1, there.sum(axis=1))
+    start = mean if middle is None else np.full_like(mean, middle)
+    return _average_alone(np.where(there, stream, np.nan), start, step), mean
+
+
+def _average_alone(x: Floats, start: Floats, step: timedelta) -> Floats:
+    """The moving average of one channel, float64[S, T]."""
+    averages = _averages(
+        start[None],
+        x[None],
+        np.isfinite(x)[None],
+        np.broadcast_to(start[None, :, None], (1, *x.shape)),
+        np.zeros(x.shape, dtype=np.bool_),
+        keep=_keep(step),
+    )
+    return np.asarray(averages[0])
+
+
+def _roughness(history: Floats, step: timedelta) -> tuple[Floats, Floats]:
+    """The unit of roughness (float64[S]), and its moving average over the history."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        moves = np.abs(np.diff(history, axis=1))
+    there = np.isfinite(moves)
+    roots = np.sqrt(np.where(there, moves, 0.0))
+    unit = (roots.sum(axis=1) / np.maximum(1, there.sum(axis=1))) ** 2
+    unit = np.where(unit > 0, unit, 1.0)
+    return unit, _average_alone(np.where(there, _rough(moves, unit[:, None]), np.nan), np.ones(len(history)), step)
+
+
+def _hourly_limit(average: Floats, per_hour: int, hourly: Floats, freedom: Floats) -> Floats:
+    """What hourly maxima of a moving average exceed with the probability `hourly`: float64[S].
+
+    From their mean, standard deviation and skewness, as of a gamma distribution (Wilson & Hilferty, PNAS 17, 1931),
+    where the normal quantile is replaced by Student's. Infinite where there are fewer than a dozen hours.
+    """
+    n_hours = average.shape[1] // per_hour
+    if n_hours < 12:
+        return np.full(len(average), np.inf)
+    highest = average[:, -n_hours * per_hour :].reshape(len(average), n_hours, per_hour).max(axis=2)
+    ordered = np.sort(highest, axis=1)
+    middle, upper = ordered[:, n_hours // 2], ordered[:, 3 * n_hours // 4]
+    highest = np.minimum(highest, (middle + _INCIDENT * (upper - middle))[:, None])
+    mean = highest.mean(axis=1)
+    stray = highest - mean[:, None]
+    deviation = np.sqrt((stray**2).mean(axis=1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        skew = np.nan_to_num((stray**3).mean(axis=1) / deviation**3)
+    skew = np.clip(skew, 1e-3, _MOST_SKEW)
+    far = _normal(hourly) * _student(hourly, freedom)
+    return np.asarray(mean + deviation * 2 / skew * ((1 + skew * far / 6 - skew**2 / 36) ** 3 - 1))
+
+
+def _normal(share: Floats) -> Floats:
+    """The normal quantile that `share` (float64[S], under one half) exceeds."""
+    values, which = np.unique(share, return_inverse=True)
+    quantile = NormalDist().inv_cdf
+    return np.array([quantile(1 - max(1e-15, min(0.5, one))) for one in values.tolist()])[which]
+
+
+def _student(share: Floats, freedom: Floats) -> Floats:
+    """How many times as far as the normal quantile Student's lies that `share` exceeds: float64[S]."""
+    out = np.ones(len(share))
+    values, which = np.unique(share, return_inverse=True)
+    for i, one in enumerate(values.tolist()):
+        if one < 0.49:
+            rows = which == i
+            out[rows] = student_to_normal(1 - max(1e-15, one), freedom[rows])
+    return out
+
+
+def _tail_ratio(history: Floats, share: Floats) -> Floats:
+    """How many times as far as two in ten values stray from the median of five those do that are `share`: float64[S].
+
+    Read off a generalised Pareto tail beyond the largest fiftieth, its shape from probability-weighted moments (Hosking
+    & Wallis, Technometrics 29, 1987) drawn towards 0.2. The tail is followed further than `share` says by half the
+    variance of the logarithm of the share that lies beyond (from the information matrix of scale and shape), so that
+    the mean of what lies beyond is `share`.
+    """
+    if history.shape[1] < 5:
+        return np.ones(len(history))
+    with np.errstate(over="ignore", invalid="ignore"):
+        planes = [history[:, i : history.shape[1] - 4 + i] for i in range(5)]
+        stray = np.abs(planes[2] - sorted_planes(planes)[2])
+    known = np.isfinite(stray)
+    count = known.sum(axis=1)
+    size = np.sort(np.where(known, -stray, np.inf), axis=1)
+    np.negative(size, out=size)
+    rows = np.arange(len(size))
+    near = size[rows, np.minimum((_OUTSIDE * count).astype(np.intp), stray.shape[1] - 1)]
+    # A series that is mostly still: what it moves by when it moves.
+    moving = nan_median(np.where(known & (stray > 0), stray, np.nan))
+    near = np.where(near > 0, near, np.nan_to_num(moving))
+
+    beyond = np.maximum(_FEWEST_IN_TAIL, np.rint(_TAIL * count)).astype(np.intp)
+    most = min(int(beyond.max(initial=0)), stray.shape[1] - 1)
+    beyond = np.minimum(beyond, most)
+    rank = np.arange(most)
+    threshold = np.maximum(size[rows, beyond], 0.0)
+    unit = np.maximum(np.nan_to_num(size[:, 0], neginf=0.0), np.finfo(np.float64).tiny)
+    inside = (rank < beyond[:, None]) & np.isfinite(size[:, :most])
+    excess = np.where(inside, size[:, :most] - threshold[:, None], 0.0) / unit[:, None]
+    n = np.maximum(1, beyond)
+    mean = excess.sum(axis=1) / n
+    weighted = (excess * (rank + 0.35)).sum(axis=1) / n**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        told = np.nan_to_num(2 - mean / (mean - 2 * weighted), nan=0.0, posinf=0.0, neginf=0.0)
+        drawn = n / (n + _SHAPE_WEIGHT)
+        shape = drawn * np.clip(told, *_SHAPES) + (1 - drawn) * _SHAPE
+        shape = np.where(np.abs(shape) < 1e-6, 1e-6, shape)
+        scale = mean * (1 - shape)
+
+        depth = np.maximum(0.0, np.log(n / np.maximum(1, count) / share))
+        further = depth
+        for _ in range(2):
+            by_scale = (1 - np.exp(-shape * further)) / shape
+            by_shape = (further - by_scale) / shape * drawn
+            variance = (1 + shape) / n * (2 * by_scale**2 + (1 + shape) * by_shape**2 - 2 * by_scale * by_shape)
+            further = np.where(depth > 0, depth + np.minimum(variance, _MOST_DOUBT) / 2, 0.0)
+        far = threshold / unit + scale * (np.exp(shape * further) - 1) / shape
+        seen = size[rows, np.minimum((share * count).astype(np.intp), stray.shape[1] - 1)] / unit
+        ratio = np.where(depth > 0, far, seen) / (near / unit)
+    return np.where((near > 0) & np.isfinite(ratio), ratio, 1.0)
+
+
+def _longest_flat(history: Floats, step: timedelta) -> Floats:
+    """From how many steps without a move on a series hangs (float64[S]): infinite where it never moved."""
+    still = history[:, 1:] == history[:, :-1]
+    there = np.isfinite(history[:, 1:]) & np.isfinite(history[:, :-1])
+    at = np.arange(still.shape[1])
+    run = at - np.maximum.accumulate(np.where(still, -1, at), axis=1)
+    longest = run.max(axis=1, initial=0)
+    least = max(_FLAT_STEPS, ceil(timedelta(hours=1) / step))
+    moved = (there & ~still).any(axis=1)
+    return np.where(moved, np.maximum(_FLAT_LONGEST * longest, least).astype(np.float64), np.inf)
