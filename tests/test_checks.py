@@ -671,3 +671,21 @@ def test_an_unknown_revision_is_wrong_usage(repository: Path, revision: str) -> 
     with pytest.raises(UsageError):
         changed_files(revision)
     assert not (repository / "x").is_file()
+
+
+@pytest.mark.parametrize(
+    ("model", "hint"),
+    [
+        (
+            {"type": "auto", "candidates": ["seasonmix", {"type": "arima", "seasonal": "native"}]},
+            "fewer slow candidates",
+        ),
+        ({"type": "arima", "seasonal": "native"}, "`seasonal: profile`"),
+        ({"type": "mstl"}, "`auto`"),
+    ],
+)
+def test_a_slow_model_is_told_with_what_would_cost_less(model: dict[str, Any], hint: str) -> None:
+    evidence = Evidence(count=200)
+    [problem] = CHECKS["model/slow"].problems(subject({"step": "5m", "forecast": {"model": model}}, evidence))
+    assert hint in problem.hint
+    assert problem.message.startswith(f"{model['type']} takes about ")

@@ -248,11 +248,17 @@ def model_slow(subject: Subject) -> Iterator[Found]:
     mission = subject.mission
     slow = long_forecast(mission, max(1, subject.evidence.count if subject.evidence else 1))
     if slow:
-        native = mission.forecast.model.params.get("seasonal") == "native"
+        spec = mission.forecast.model
+        if spec.type == "auto":
+            instead = "fewer slow candidates cost less"
+        elif spec.params.get("seasonal") == "native":
+            instead = "`seasonal: profile` costs far less"
+        else:
+            instead = "`auto` costs far less, or take a longer step"
         yield Found(
             ("forecast", "model"),
             f"{slow}, and one is due every {format_duration(mission.forecast.period)}",
-            "`seasonal: profile` costs far less" if native else "`auto` costs far less, or take a longer step",
+            instead,
         )
 
 

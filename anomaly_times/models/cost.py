@@ -9,10 +9,21 @@ from collections.abc import Sequence
 from datetime import timedelta
 from math import log
 
+from pydantic import ValidationError
+
 from anomaly_times.durations import format_duration
 from anomaly_times.mission import Mission, ModelSpec
 
-__all__ = ["FORECASTS", "LONG", "MEASURED", "estimated_seconds", "long_forecast"]
+__all__ = [
+    "BOLT_SMALL",
+    "COMPARED",
+    "FORECASTS",
+    "LEARNING",
+    "LONG",
+    "MEASURED",
+    "estimated_seconds",
+    "long_forecast",
+]
 
 LONG = timedelta(minutes=1)
 """A forecast that takes longer is worth a word before it starts."""
@@ -27,8 +38,18 @@ MEASURED: dict[str, tuple[tuple[int, int, float], ...]] = {
 }
 """By model: the season that it keeps for itself in steps (1: none), points, processor seconds for one series."""
 
-FORECASTS = 4
-"""A forecast with its bounds is made of so many fits: itself, and those from the past that the bounds are made of."""
+LEARNING = {"lgbm": (5.6, 6e-6)}
+"""Models that learn once for all series: processor seconds for that, and for every point of the history besides."""
+
+BOLT_SMALL, _BOLT_STEPS = (0.11, 1.15), 64
+"""Chronos-Bolt small, which `chronos` takes by default: processor seconds of a series for its first 64 steps, and for
+every 64 more, which go on from nine quantiles."""
+
+FORECASTS, COMPARED = 4, 3
+"""A forecast with its bounds is made of so many fits: itself, and those from the past that the bounds are made of.
+
+Of a candidate of `auto` there are `COMPARED` at most: itself, and the past ones that are compared.
+"""
 
 
 def estimated_seconds(
@@ -37,20 +58,55 @@ def estimated_seconds(
     step: timedelta,
     n_points: int,
     n_series: int,
+    h: int,
     season: Sequence[timedelta] | None = None,
 ) -> float | None:
     """Processor seconds for a forecast of a panel with its bounds; `None` where it is no matter or no figure is known.
 
     Between the seasons measured, and beyond the last two of them, seconds grow with a power of the season; with points
-    they grow in proportion.
+    they grow in proportion. `auto` costs what its slow candidates do. Nothing is known of `chronos` with other weights
+    than the default ones, or on a GPU.
 
     Args:
         spec: the model and its parameters.
         step: between two points.
         n_points: of each series.
         n_series: how many.
+        h: steps ahead.
         season: the periods that the mission gives; `None` for a day and a week.
     """
+
+    def once(model: ModelSpec) -> float | None:
+        return _one_forecast(model, step=step, n_points=n_points, n_series=n_series, h=h, season=season)
+
+    if spec.type == "auto":
+        slow = [seconds for model in _candidates(spec) if (seconds := once(model)) is not None]
+        return COMPARED * sum(slow) if slow else None
+    seconds = once(spec)
+    return None if seconds is None else FORECASTS * seconds
+
+
+def _candidates(auto: ModelSpec) -> list[ModelSpec]:
+    """What `auto` chooses from, if it names them; one that is no model is not this module's business."""
+    given = auto.params.get("candidates")
+    found = []
+    for each in given if isinstance(given, list) else []:
+        try:
+            found.append(ModelSpec.model_validate({"type": each} if isinstance(each, str) else each))
+        except ValidationError:
+            continue
+    return found
+
+
+def _one_forecast(
+    spec: ModelSpec, *, step: timedelta, n_points: int, n_series: int, h: int, season: Sequence[timedelta] | None
+) -> float | None:
+    if spec.type in LEARNING:
+        learning, a_point = LEARNING[spec.type]
+        return learning + a_point * n_points * n_series
+    if spec.type == "chronos" and not {"path", "device"} & spec.params.keys():
+        first, more = BOLT_SMALL
+        return n_series * (first + more * ((h - 1) // _BOLT_STEPS))
     if spec.type not in MEASURED:
         return None
     from anomaly_times.models.nixtla import ETS_SEASON, RECENT  # with the statistics that all models share
@@ -64,15 +120,16 @@ def estimated_seconds(
     else:
         kept = lengths[:1] if spec.params.get("seasonal") == "native" else []
     fitted = n_points if spec.type == "mstl" else min(n_points, max(RECENT, 2 * max(kept, default=0)))
-    a_fit = sum(_seconds(spec.type, n) for n in kept or [1]) * fitted
-    return a_fit * n_series * FORECASTS
+    return n_series * fitted * sum(_seconds(spec.type, n) for n in kept or [1])
 
 
 def long_forecast(mission: Mission, n_series: int) -> str:
     """What there is to say about a mission whose forecasts take longer than `LONG`; empty for all others."""
     n_points = mission.forecast.lookback // mission.step
     model = mission.forecast.model
-    found = estimated_seconds(model, step=mission.step, n_points=n_points, n_series=n_series, season=mission.season)
+    found = estimated_seconds(
+        model, step=mission.step, n_points=n_points, n_series=n_series, h=mission.h, season=mission.season
+    )
     if found is None or found <= LONG.total_seconds():
         return ""
     size = "one series" if n_series == 1 else f"{n_series:,} series"

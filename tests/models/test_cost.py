@@ -9,19 +9,26 @@ import pytest
 
 from anomaly_times.mission import ModelSpec
 from anomaly_times.models import list_models
+from anomaly_times.models.auto import Auto
 from anomaly_times.models.calibrate import forecast_with_bounds
-from anomaly_times.models.cost import FORECASTS, MEASURED, estimated_seconds
+from anomaly_times.models.cost import BOLT_SMALL, COMPARED, FORECASTS, LEARNING, MEASURED, estimated_seconds
 from anomaly_times.panel import Panel, Quantiles
 from anomaly_times.testing import panel_of
 
 FIVE, HOUR, DAY = timedelta(minutes=5), timedelta(hours=1), timedelta(days=1)
 
 
-def seconds(name: str, *, step: timedelta = FIVE, n_points: int = 2000, n_series: int = 1, **params: Any) -> float:
+def estimate(
+    name: str, *, step: timedelta = FIVE, n_points: int = 2000, n_series: int = 1, h: int = 24, **params: Any
+) -> float | None:
     season = params.pop("season", (DAY,))
-    found = estimated_seconds(
-        ModelSpec(type=name, **params), step=step, n_points=n_points, n_series=n_series, season=season
+    return estimated_seconds(
+        ModelSpec(type=name, **params), step=step, n_points=n_points, n_series=n_series, h=h, season=season
     )
+
+
+def seconds(name: str, **given: Any) -> float:
+    found = estimate(name, **given)
     assert found is not None
     return found
 
@@ -51,12 +58,38 @@ def test_between_two_measured_seasons_lies_what_is_between_them() -> None:
 
 
 def test_models_without_a_figure_have_no_estimate() -> None:
-    assert estimated_seconds(ModelSpec(type="profile"), step=FIVE, n_points=2000, n_series=100) is None
+    assert estimate("profile", n_series=100) is None
+    assert estimate("auto", n_series=100) is None
+    assert estimate("auto", candidates=["profile", "holt"]) is None
+    # Other weights, and other processors, take a time of their own.
+    assert estimate("chronos", path="models/tiny") is None
+    assert estimate("chronos", device="cuda") is None
 
 
-def test_every_model_that_fits_series_by_series_is_in_the_table() -> None:
-    slow = {info.name for info in list_models() if info.slow and not info.pooled and info.extra == "nixtla"}
-    assert slow == set(MEASURED)
+def test_what_learns_once_costs_that_and_a_little_for_every_point() -> None:
+    once, a_point = LEARNING["lgbm"]
+    assert seconds("lgbm", n_series=50) == pytest.approx(FORECASTS * (once + a_point * 50 * 2000))
+    assert seconds("lgbm", n_series=5000) > 60
+
+
+def test_every_64_steps_more_cost_chronos_bolt_many_times_the_first() -> None:
+    first, more = BOLT_SMALL
+    assert seconds("chronos", h=64, n_series=10) == pytest.approx(FORECASTS * 10 * first)
+    assert seconds("chronos", h=65) == seconds("chronos", h=128) == pytest.approx(FORECASTS * (first + more))
+
+
+def test_auto_costs_what_its_slow_candidates_do() -> None:
+    native = {"type": "arima", "seasonal": "native"}
+    both = seconds("auto", candidates=["profile", "mstl", native])
+    each = seconds("mstl") + seconds("arima", seasonal="native")
+    assert both == pytest.approx(each * COMPARED / FORECASTS)
+    # A candidate that cannot be is another check's business.
+    assert seconds("auto", candidates=["mstl", 7, {"type": 3}]) == pytest.approx(seconds("mstl") * COMPARED / FORECASTS)
+
+
+def test_every_slow_model_is_in_the_table() -> None:
+    slow = {info.name for info in list_models() if info.slow}
+    assert slow == {*MEASURED, *LEARNING, "chronos"}
 
 
 class Counts:
@@ -77,3 +110,10 @@ def test_as_many_forecasts_are_made_as_are_counted() -> None:
     model = Counts()
     forecast_with_bounds(model, panel_of(np.random.default_rng(0).standard_normal((2, 500))), h=24, level=99)
     assert model.asked == FORECASTS
+
+
+def test_auto_asks_no_candidate_more_often_than_is_counted() -> None:
+    first, second = Counts(), Counts()
+    model = Auto(candidates=(("first", first), ("second", second)))
+    forecast_with_bounds(model, panel_of(np.random.default_rng(0).standard_normal((2, 500))), h=24, level=99)
+    assert max(first.asked, second.asked) == COMPARED
