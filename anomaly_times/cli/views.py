@@ -33,6 +33,7 @@ __all__ = [
     "counted",
     "distinct_names",
     "first_line",
+    "grouped_notes",
     "number",
     "sparkline",
     "stamp",
@@ -43,6 +44,7 @@ Cell: TypeAlias = "str | list[tuple[str, str]]"
 
 JSON_SCHEMA = 1
 SPARK_WIDTH = 24
+_NAMED = 3
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _CHART_HISTORY = 12
 """Of its history a forecast's chart shows so many times the horizon."""
@@ -195,7 +197,7 @@ class ForecastView:
         notes = list(self.result.warnings)
         if self.result.ended:
             notes.append(f"{counted(self.result.ended, 'series has', 'series have')} ended: left out")
-        return notes + _counter_note(self.query, self.history.y) + _grouped_notes(self.forecast)
+        return notes + _counter_note(self.query, self.history.y) + grouped_notes(self.forecast)
 
     def document(self) -> dict[str, Any]:
         """The forecast for JSON."""
@@ -388,7 +390,7 @@ class DetectView:
             one, many = _GATES[gate]
             notes.append(counted(n, one, many))
         notes += _counter_note(self.query, self.scores.y)
-        return notes + (_grouped_notes(self.made) if self.made is not None else [])
+        return notes + (grouped_notes(self.made) if self.made is not None else [])
 
     def document(self) -> dict[str, Any]:
         """The scores for JSON."""
@@ -577,9 +579,15 @@ def _model_names(asked: str, forecast: Forecast) -> str:
     return f"{asked} ({', '.join(f'{name} {n:,}' for name, n in got.most_common())})" if got else asked
 
 
-def _grouped_notes(forecast: Forecast) -> list[str]:
-    """The notes of rows, equal ones once."""
-    counts: dict[str, int] = {}
-    for note in forecast.notes.values():
-        counts[note] = counts.get(note, 0) + 1
-    return [f"{counted(n, 'series', 'series')}: {note}" for note, n in counts.items()]
+def grouped_notes(forecast: Forecast, *, beginning: str = "") -> list[str]:
+    """The notes of rows that begin so, equal ones once, each with the first series that it is about."""
+    names = distinct_names(forecast.labels) if forecast.notes else []
+    rows: dict[str, list[str]] = {}
+    for i, note in sorted(forecast.notes.items()):
+        if note.startswith(beginning):
+            rows.setdefault(note, []).append(names[i])
+    lines = []
+    for note, named in rows.items():
+        first = ", ".join(named[:_NAMED] + ["…"] * (len(named) > _NAMED))
+        lines.append(f"{counted(len(named), 'series', 'series')} ({first}): {note}")
+    return lines

@@ -115,16 +115,17 @@ class Auto:
     def _final(self, history: Panel, found: _Comparison, h: int, quantiles: Sequence[float]) -> Quantiles:
         values = np.full((history.n_series, h, len(quantiles)), np.nan)
         notes: dict[int, str] = {}
-        for m, (_, model) in enumerate(self.candidates):
+        # Only of those that are used: weights that do not load have no revision.
+        revisions: dict[str, str] = {}
+        for m, (name, model) in enumerate(self.candidates):
             rows = np.flatnonzero(found.chosen == m)
             if rows.size:
                 answer = model.forecast(history.rows(rows), h=h, quantiles=quantiles)
                 values[rows] = answer.values
                 notes |= {int(rows[i]): text for i, text in answer.notes.items()}
-        revisions = {name: revision_of(name, model) for name, model in self.candidates}
-        models = {
-            i: replace(choice, revision=revisions[choice.model]) for i, choice in found.choices(list(revisions)).items()
-        }
+                revisions[name] = revision_of(name, model)
+        choices = found.choices([name for name, _ in self.candidates])
+        models = {i: replace(choice, revision=revisions[choice.model]) for i, choice in choices.items()}
         return Quantiles(history.labels, history.grid.following(h), tuple(quantiles), values, notes, models)
 
 

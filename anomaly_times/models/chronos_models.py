@@ -33,7 +33,7 @@ import numpy as np
 from pydantic import Field, validate_call
 
 from anomaly_times.errors import ModelError
-from anomaly_times.models.profile import Profile
+from anomaly_times.models.profile import INSTEAD, Profile
 from anomaly_times.models.season import nan_median
 from anomaly_times.models.tails import tail_quantiles
 from anomaly_times.panel import Floats, Panel, Quantiles
@@ -117,7 +117,7 @@ class Chronos:
             instead = sorted(reasons)
             fallback = Profile(season=self.season, timezone=self.timezone)
             values[instead] = fallback.forecast(history.rows(instead), h=h, quantiles=quantiles).values
-            notes |= {i: f"profile instead of chronos ({reasons[i]})" for i in instead}
+            notes |= {i: f"{INSTEAD} chronos ({reasons[i]})" for i in instead}
         return Quantiles(history.labels, grid, tuple(quantiles), values, notes)
 
     def _predict(self, pipeline: Any, y: Floats, h: int, quantiles: Sequence[float]) -> Floats:

@@ -30,7 +30,7 @@ import numpy.typing as npt
 from pydantic import Field, validate_call
 
 from anomaly_times.durations import milliseconds
-from anomaly_times.models.profile import Profile
+from anomaly_times.models.profile import INSTEAD, Profile
 from anomaly_times.models.season import DAY, WEEK, local_ms, nan_median
 from anomaly_times.panel import Floats, Grid, Panel, Quantiles
 
@@ -95,7 +95,7 @@ class GradientBoosting:
                     reasons |= dict.fromkeys(rows.tolist(), "trees add nothing to its past forecasts")
                 else:
                     values[rows] = learned
-        notes = {i: f"profile instead of lgbm ({reason})" for i, reason in reasons.items()}
+        notes = {i: f"{INSTEAD} lgbm ({reason})" for i, reason in reasons.items()}
         notes = {i: f"{text}; {answer.notes[i]}" if i in answer.notes else text for i, text in notes.items()}
         return Quantiles(history.labels, history.grid.following(h), tuple(quantiles), values, notes)
 

@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, validate_call
 
-from anomaly_times.models.profile import Profile
+from anomaly_times.models.profile import INSTEAD, Profile
 from anomaly_times.models.remainder import without_seasons
 from anomaly_times.panel import Floats, Panel, Quantiles
 
@@ -75,7 +75,7 @@ class StatsForecast:
             if reason:
                 answer = fallback.forecast(own, h=h, quantiles=quantiles)
                 values[i] = answer.values[0]
-                notes[i] = f"profile instead of {self.kind} ({reason})"
+                notes[i] = f"{INSTEAD} {self.kind} ({reason})"
         return Quantiles(history.labels, history.grid.following(h), tuple(quantiles), values, notes)
 
     def _one(self, own: Panel, h: int, quantiles: Sequence[float]) -> Floats:

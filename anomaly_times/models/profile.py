@@ -41,7 +41,10 @@ from anomaly_times.models.season import (
 from anomaly_times.models.tails import tail_quantiles
 from anomaly_times.panel import Floats, Panel, Quantiles
 
-__all__ = ["Profile", "between_leads", "typical_size"]
+__all__ = ["INSTEAD", "Profile", "between_leads", "typical_size"]
+
+INSTEAD = "profile instead of"
+"""How the note of a row begins which another model could not forecast."""
 
 _LEADS = 7
 _MOMENTS, _FEWEST_MOMENTS, _MOMENTS_A_DAY = 64, 32, 14

@@ -7,6 +7,7 @@ import json
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -15,7 +16,7 @@ from anomaly_times.errors import StoreError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Grid
 from anomaly_times.testing import MemoryStore
-from tests.cli.conftest import AT, QUERY, STEP, Run
+from tests.cli.conftest import AT, QUERY, STEP, Run, requests
 
 COMMON = ("--promql", QUERY, "--step", "10m", "--at", "2026-03-01T12:00:30Z", "--model", "seasonal_naive")
 
@@ -76,6 +77,16 @@ def test_json_is_alone_on_stdout_and_whole(at: Run, store: MemoryStore) -> None:
         for lower, yhat, upper in zip(series["lower"], series["yhat"], series["upper"], strict=True):
             assert lower < yhat < upper
     assert document["written"] == {"samples": 108, "series": 9, "skipped": 0}
+
+
+def test_a_series_that_a_model_cannot_forecast_is_named_and_the_others_go_on(at: Run, store: MemoryStore) -> None:
+    panel = requests()
+    panel.y[1, :-4] = np.nan
+    store.series[QUERY] = panel
+    result = at("forecast", *COMMON[:-1], "theta", "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert "3 series, " in result.stdout
+    assert 'note: 1 series ({job="a"}): profile instead of theta (only 4 points)' in result.stderr
 
 
 def test_csv_and_parquet_hold_the_long_frame(at: Run, store: MemoryStore, tmp_path: Path) -> None:

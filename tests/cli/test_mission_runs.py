@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import anomaly_times.stores
+from anomaly_times.cli.pass_views import outcome_of
 from anomaly_times.errors import StoreUnavailableError
 from anomaly_times.mission import Mission
-from anomaly_times.panel import Grid
+from anomaly_times.panel import Forecast, Grid, Labels
+from anomaly_times.passes import ForecastResult
 from anomaly_times.testing import MemoryStore
 from tests.cli.conftest import AT, QUERY, STEP, Run, requests
 
@@ -214,3 +217,14 @@ def test_missions_run_on_a_folder_of_files(at: Run, tmp_path: Path, monkeypatch:
         assert result.exit_code == 0, result.stderr
     assert "17 samples stored" in result.stdout
     assert list(Path("metrics/anomaly-times/scores/on-files").iterdir())
+
+
+def test_a_mission_names_the_series_that_fell_back() -> None:
+    labels = tuple(Labels.of({"job": f"{i}"}) for i in range(6))
+    values = np.ones((6, 3))
+    notes = dict.fromkeys(range(5), "profile instead of ets (only 3 points)") | {5: "no season covered twice"}
+    forecast = Forecast(labels, Grid.ending(AT, STEP, 3), AT, values, values, values, notes)
+    outcome = outcome_of(ForecastResult(Mission(name="m", promql=QUERY, step=STEP), forecast))
+    assert outcome.warnings == (
+        '5 series ({job="0"}, {job="1"}, {job="2"}, …): profile instead of ets (only 3 points)',
+    )
