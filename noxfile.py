@@ -61,10 +61,15 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(name="bench-models")
 def bench_models(session: nox.Session) -> None:
-    """Errors, coverage and speed of the models: a table, and JSON in bench-results/models.json."""
+    """Errors, coverage, speed and detection of the models: tables, and JSON in bench-results/.
+
+    Arguments after `--` go to `benchmarks.models`, which then runs alone.
+    """
     install(session, "test", "bench")
     args = session.posargs or ["--speed"]
     session.run("python", "-m", "benchmarks.models", "--json", "bench-results/models.json", *args, env=QUIET)
+    if not session.posargs:
+        session.run("python", "-m", "benchmarks.nab", "--json", "bench-results/detection.json", env=QUIET)
 
 
 @nox.session(python=False)

@@ -1,6 +1,6 @@
 """Detection on real metrics: NAB's CloudWatch series in a real VictoriaMetrics, replayed as if they were live.
 
-    uv run python -m benchmarks.nab [--data ../shared/data] [--model profile]
+    uv run python -m benchmarks.nab [--data ../shared/data] [--models profile auto …]
 
 Every hour a forecast pass, then a detection pass over the hour that followed, through the store and its watermark as
 in production. Times are shifted so that all series end together; nothing is tuned on these series.
@@ -13,6 +13,7 @@ import csv
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -32,6 +33,7 @@ from anomaly_times.stores.samples import Samples
 STEP = timedelta(minutes=5)
 HOUR = timedelta(hours=1)
 METRIC = "cloudwatch"
+CHEAP = ("auto", "seasonmix", "profile", "holt", "seasonal_naive")
 
 
 @dataclass(frozen=True)
@@ -134,38 +136,81 @@ def judged(nab: Nab, scores: Scores) -> Findings:
     return match_incidents({"nab": scores}, inside)
 
 
-def main() -> int:
+@dataclass(frozen=True)
+class Figures:
+    """What the replay of one model found; `besides` counts episodes outside of all windows, a series and week."""
+
+    model: str
+    found: int
+    windows: int
+    delay: timedelta | None
+    besides: float
+    points: int
+    seconds: float
+    """Of processor time, for all passes; the server's is not in it."""
+
+    def as_markdown(self) -> str:
+        """For docs/real-metrics.md."""
+        delay = "–" if self.delay is None else str(self.delay)
+        return (
+            f"| `{self.model}` | {self.found} of {self.windows} | {delay} | {self.besides:.2f} | {self.points:,} "
+            f"| {self.seconds:.0f} |"
+        )
+
+
+def measure(model: str, nab: Nab, *, start: datetime, end: datetime) -> Figures:
+    """Replay one model with a server of its own."""
     from tests import servers
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    with tempfile.TemporaryDirectory() as folder:
+        server = servers.victoria_metrics(Path(folder), "-dedup.minScrapeInterval=1ms")
+        try:
+            write_series(server.url, nab)
+            server.flush()
+            began = time.process_time()
+            found = joined(replay(server.url, mission(model), start=start, end=end, visible=server.flush))
+            seconds = time.process_time() - began
+        finally:
+            server.stop()
+    findings = judged(nab, found)
+    hits = [outcome for outcome in findings.outcomes if outcome.found]
+    delays = sorted(outcome.delay for outcome in hits if outcome.delay is not None)
+    points = int(np.isfinite(found.score).sum())
+    weeks = points * STEP / timedelta(days=7)
+    return Figures(
+        model,
+        len(hits),
+        len(findings.outcomes),
+        delays[len(delays) // 2] if delays else None,
+        len(findings.besides) / weeks,
+        points,
+        seconds,
+    )
+
+
+def main() -> int:
+    """Print the table, and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
-    parser.add_argument("--model", default="profile")
+    parser.add_argument("--models", nargs="+", default=list(CHEAP))
     parser.add_argument("--warm-up", type=float, default=3.0, help="days of history before the first forecast")
+    parser.add_argument("--json", type=Path, default=None, help="also write the figures there")
     args = parser.parse_args()
     if not (args.data / "nab").is_dir():
         print(f"no NAB series in {args.data}", file=sys.stderr)
         return 2
     end = Grid.ending(datetime.now(UTC) - timedelta(hours=3), HOUR, 1).start
     nab = load(args.data / "nab", end=end)
-    with tempfile.TemporaryDirectory() as folder:
-        server = servers.victoria_metrics(Path(folder), "-dedup.minScrapeInterval=1ms")
-        try:
-            write_series(server.url, nab)
-            server.flush()
-            start = end - timedelta(days=14) + timedelta(days=args.warm_up)
-            found = joined(replay(server.url, mission(args.model), start=start, end=end, visible=server.flush))
-        finally:
-            server.stop()
-    findings = judged(nab, found)
-    hits = [outcome for outcome in findings.outcomes if outcome.found]
-    delays = sorted(outcome.delay for outcome in hits if outcome.delay is not None)
-    weeks = float(np.isfinite(found.score).sum()) * STEP / timedelta(days=7)
-    print("| model | windows found | median time to detection | episodes besides, a series and week | points scored |")
-    print("| --- | --- | --- | --- | --- |")
-    print(
-        f"| `{args.model}` | {len(hits)} of {len(findings.outcomes)} | {delays[len(delays) // 2] if delays else '–'} "
-        f"| {len(findings.besides) / weeks:.2f} | {int(np.isfinite(found.score).sum()):,} |"
-    )
+    start = end - timedelta(days=14) + timedelta(days=args.warm_up)
+    print("| model | windows found | median time to detection | episodes besides, a series and week ", end="")
+    print("| points scored | processor seconds |", "| --- " * 6 + "|", sep="\n")
+    made = []
+    for model in args.models:
+        made.append(measure(model, nab, start=start, end=end))
+        print(made[-1].as_markdown(), flush=True)
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps([vars(each) for each in made], indent=1, default=str))
     return 0
 
 
