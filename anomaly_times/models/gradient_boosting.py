@@ -37,8 +37,8 @@ from anomaly_times.panel import Floats, Grid, Panel, Quantiles
 __all__ = ["GradientBoosting", "lgbm"]
 
 _FEWEST = 50
-# From so many series it learns at most, and from so many points ahead of its places.
-_MOST_SERIES, _MOST_ROWS = 2_000, 100_000
+# It learns from so many series at most, from so many points ahead of its places, and draws them from so many.
+_MOST_SERIES, _MOST_ROWS, _MOST_DRAWN = 2_000, 100_000, 4_000_000
 _FEWEST_ROWS = 100
 _PLACES, _MOST_PLACES, _FIRST = 24, 200, 0.35
 _A_BLOCK = 400_000
@@ -109,8 +109,9 @@ class GradientBoosting:
         random = np.random.default_rng(self.seed)
         unit, center, reach = _unit(history)
         taught = unit
-        if unit.n_series > _MOST_SERIES:
-            taught = unit.rows(np.sort(random.choice(unit.n_series, _MOST_SERIES, replace=False)))
+        most = min(_MOST_SERIES, max(1, _MOST_DRAWN // (_PLACES * h)))
+        if unit.n_series > most:
+            taught = unit.rows(np.sort(random.choice(unit.n_series, most, replace=False)))
         n = unit.grid.n
         wanted = int(np.clip(_MOST_ROWS // (taught.n_series * h), _PLACES, _MOST_PLACES))
         last = max(1, n - min(h, n // 4))
