@@ -381,9 +381,11 @@ def show_models(models: Sequence[ModelInfo], revisions: Mapping[str, str], form:
     for model in models:
         ready = installed[model.extra]
         state = ("yes", "good") if ready else (f"no: [{model.extra}]", "warn")
-        rows.append((model.name, model.summary, [state], revisions.get(model.name, "")))
-        rows += [("", f"  {name}: {meaning}", "", "") for name, meaning in model.params.items()]
-    say_table(("model", "what it does", "installed", "revision"), rows)
+        rows.append((model.name, model.summary, [state]))
+        if revision := revisions.get(model.name):
+            rows.append(("", f"  revision: {revision}", ""))
+        rows += [("", f"  {name}: {meaning}", "") for name, meaning in model.params.items()]
+    say_table(("model", "what it does", "installed"), rows)
     for extra in sorted(extra for extra, ready in installed.items() if not ready):
         say(f"[{extra}]: {installing(extra)}")
 

@@ -71,8 +71,9 @@ class Chronos:
 
     @property
     def revision(self) -> str:
-        """Which weights answer, and a hash of them for a folder, the commit for a name on the hub, once it is there."""
-        return f"{self.path} {_fingerprint(self.path)}".rstrip()
+        """Which weights answer: a hash of a folder, the commit of a name on the hub; empty before they are here."""
+        found = _fingerprint(self.path)
+        return f"{self.path} {found}" if found else ""
 
     def forecast(self, history: Panel, *, h: int, quantiles: Sequence[float]) -> Quantiles:
         """Quantiles of the next `h` points; see `Forecaster.forecast`.
@@ -238,27 +239,28 @@ def _load(path: str, device: str, dtype: str) -> Any:
     return pipeline
 
 
-@lru_cache(maxsize=16)
 def _fingerprint(path: str) -> str:
-    """`sha256:…` of the configuration and the weights in a folder, `@` a commit of the hub; once a process, as `_load`.
-
-    Empty where there is nothing yet.
-    """
-    if not _is_folder(path):
-        from huggingface_hub import try_to_load_from_cache
-
-        # …/snapshots/<commit>/config.json
-        found = try_to_load_from_cache(path, "config.json")
-        return f"@{Path(found).parent.name[:_SHORT_HASH]}" if isinstance(found, str) else ""
-    folder = Path(path).expanduser()
-    digest = hashlib.sha256()
-    for name in ("config.json", *sorted(file.name for file in folder.glob("*.safetensors"))):
+    """`sha256:…` of the configuration and the weights in a folder, or `@` and a commit of the hub; empty without."""
+    if _is_folder(path):
         try:
-            with (folder / name).open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            return f"sha256:{_digest(Path(path).expanduser())[:_SHORT_HASH]}"
         except OSError:
             return ""
-    return f"sha256:{digest.hexdigest()[:_SHORT_HASH]}"
+    from huggingface_hub import try_to_load_from_cache
+
+    # …/snapshots/<commit>/config.json
+    found = try_to_load_from_cache(path, "config.json")
+    return f"@{Path(found).parent.name[:_SHORT_HASH]}" if isinstance(found, str) else ""
+
+
+@lru_cache(maxsize=16)
+def _digest(folder: Path) -> str:
+    """Once a process, as weights are loaded."""
+    digest = hashlib.sha256()
+    for name in ("config.json", *sorted(file.name for file in folder.glob("*.safetensors"))):
+        with (folder / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _in_short(exc: Exception) -> str:
