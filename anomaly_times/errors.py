@@ -73,7 +73,7 @@ class MissingExtraError(UsageError):
 
 def installing(extra: str) -> str:
     """How an optional part is installed."""
-    return f"pip install 'anomaly-times[{extra}]', or in a clone: uv sync --extra {extra}"
+    return f"pip install 'anomaly-times[{extra}]', or in a clone: uv sync --inexact --extra {extra}"
 
 
 _WORDS = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -565,14 +564,17 @@ def _read_value(option: str, text: str) -> object:
 
 
 def _model_params(pairs: list[str]) -> dict[str, Any]:
+    import yaml
+
     params: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier() or key == "type":
             raise UsageError(f"--model-param: {pair[:64]!r} is no parameter", hint="write it like lags=48")
         try:
-            params[key] = json.loads(value)
-        except ValueError:
+            # As in a mission file: numbers, true, [seasonmix, holt], {a: 1}.
+            params[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
             params[key] = value
     return params
 

@@ -20,7 +20,7 @@ from pydantic import Field, validate_call
 
 from anomaly_times.errors import ModelError
 from anomaly_times.mission import ModelSpec
-from anomaly_times.models.calibrate import ORIGINS, SPREAD, past_cuts
+from anomaly_times.models.calibrate import ORIGINS, ORIGINS_OF_SLOW, SPREAD, past_cuts
 from anomaly_times.models.registry import Forecaster, build_model, revision_of
 from anomaly_times.models.season import DAY, rows_by_length
 from anomaly_times.panel import Choice, Floats, Panel, Quantiles
@@ -71,8 +71,9 @@ class Auto:
         """A forecast, and each series' past ones by the model that it got; see `RollingForecaster.rolling`."""
         found = self._compare(history, h)
         past = {}
-        cuts = past_cuts(history.grid.n, h, _day(history), ORIGINS)
-        for cut in found.cuts if self.slow else cuts:
+        alone = len(self.candidates) == 1
+        cuts = past_cuts(history.grid.n, h, _day(history), ORIGINS_OF_SLOW if self.slow else ORIGINS)
+        for cut in found.cuts if self.slow and not alone else cuts:
             ahead = min(h, history.grid.n - cut)
             values = np.full((history.n_series, ahead, len(SPREAD)), np.nan)
             for m, (name, model) in enumerate(self.candidates):
@@ -81,7 +82,7 @@ class Auto:
                     continue
                 if cut in found.cuts:
                     values[rows] = found.past[m][found.cuts.index(cut)][rows]
-                elif name in _LIGHT:
+                elif alone or name in _LIGHT:
                     seen = history.rows(rows).columns(slice(cut))
                     values[rows] = model.forecast(seen, h=ahead, quantiles=SPREAD).values
             past[cut] = values
@@ -156,7 +157,7 @@ class _Comparison:
                 why = f"{percent[names[m]]:.0f} % better than {names[usual]} in {n} past forecasts"
             if self._failed:
                 why += "".join(f"; {name} left out: {reason}" for name, reason in self._failed.items())
-            losses = {name: -p for name, p in percent.items() if np.isfinite(p)} if n >= 2 else {}
+            losses = {name: 0.0 - p for name, p in percent.items() if np.isfinite(p)} if n >= 2 else {}
             out[i] = Choice(names[m], why, losses)
         return out
 
@@ -200,7 +201,8 @@ def _pinball(y: Floats, values: Floats) -> Floats:
         error = y[:, :, None] - values
         loss = np.maximum(levels * error, (levels - 1) * error)
         known = np.isfinite(loss)
-        total = np.where(known, loss, 0.0).sum(axis=(1, 2))
+        # Infinite is what a candidate scores that does not work at all.
+        total = np.minimum(np.where(known, loss, 0.0).sum(axis=(1, 2)), 1e300)
         return np.where(known.any(axis=(1, 2)), total / np.maximum(1, known.sum(axis=(1, 2))), np.nan)
 
 

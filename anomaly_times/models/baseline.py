@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -96,14 +97,19 @@ def _last_cycle(y: Floats, cycles: Cycles, quantiles: Sequence[float]) -> Floats
     back = seen[:, ::-1].argmax(axis=1)
     last = np.take_along_axis(folded, (n_cycles - 1 - back)[:, None], axis=1)[:, 0]
     errors = np.abs(folded[:, 1:] - folded[:, :-1]).reshape(len(y), -1)
-    errors = errors[:, :: max(1, errors.shape[1] // _ENOUGH)]
+    stride = max(1, errors.shape[1] // _ENOUGH)
+    # One that shares a divisor with the cycle would meet the same slots of each hour over and over.
+    while math.gcd(stride, folded.shape[2]) > 1:
+        stride += 1
+    errors = errors[:, ::stride]
     # A slot that no cycle has a value for takes the latest value of the slots before it.
     empty = ~seen.any(axis=1)
     if empty.any():
         latest = _latest(y)
         last = np.where(empty, latest[:, None], last)
     cycles_ahead = np.zeros(len(cycles.ahead))
-    cycles_ahead[1:] = np.cumsum(np.diff(cycles.ahead) < 0)
+    # A clock that is put back goes back by less than a cycle.
+    cycles_ahead[1:] = np.cumsum(np.diff(cycles.ahead) < -folded.shape[2] // 2)
     spread = np.sqrt(back[:, cycles.ahead] + 1.0 + cycles_ahead)
     return _around(last[:, cycles.ahead], errors, spread, quantiles)
 

@@ -1,10 +1,11 @@
 """Bounds that keep their promise: what a model claims, corrected by the errors that it made on the series' own past.
 
-Forecasts are made from cut-offs spread over the later part of the history, each seeing only what lies before it. Their
-errors are divided by the model's own spread on that side of the median at that lead (its 10 % and 90 % quantiles) and
-by how much larger those of that part of the leads are throughout, and pooled per series. Scaling errors by an estimate
-of their spread before taking their quantile is locally weighted conformal prediction (Lei, G'Sell, Rinaldo, Tibshirani
-& Wasserman, JASA 113, 2018, section 5.2). Four things are added to it.
+Forecasts are made from cut-offs spread over the later part of the history, each seeing only what lies before it (less
+what is said of incidents and shifts below). Their errors are divided by the model's own spread on that side of the
+median at that lead (its 10 % and 90 % quantiles) and by how much larger those of that part of the leads are throughout,
+and pooled per series. Scaling errors by an estimate of their spread before taking their quantile is locally weighted
+conformal prediction (Lei, G'Sell, Rinaldo, Tibshirani & Wasserman, JASA 113, 2018, section 5.2). Four things are added
+to it.
 
 Tails. At a level of 99.9 a quantile lies beyond what a sample can tell: it is read off a Pareto tail (`ParetoTails`).
 
@@ -26,10 +27,12 @@ shifted once, for good, counts as the level that always was (`settled`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
+from statistics import NormalDist
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -37,13 +40,14 @@ import numpy.typing as npt
 
 from anomaly_times.models.rebase import rebased
 from anomaly_times.models.registry import Forecaster
-from anomaly_times.models.season import DAY, nan_median, rows_by_length
+from anomaly_times.models.season import DAY, HOUR, nan_median, rows_by_length
 from anomaly_times.models.shifts import lasting_shifts
 from anomaly_times.models.tails import ParetoTails, student_to_normal
 from anomaly_times.panel import Choice, Floats, Forecast, Panel, Quantiles
 
 __all__ = [
     "ORIGINS",
+    "ORIGINS_OF_SLOW",
     "SPREAD",
     "Calibrated",
     "Past",
@@ -57,11 +61,11 @@ __all__ = [
 SPREAD = (0.1, 0.5, 0.9)
 """The quantiles that past forecasts are asked for: the median, and the model's own idea of how far errors go."""
 
-ORIGINS, _ORIGINS_OF_SLOW = 16, 3
+ORIGINS, ORIGINS_OF_SLOW = 16, 3
 _SPREAD_SHARE = SPREAD[0]
 _FIRST = 0.4
-_ENOUGH = 32
-_INCIDENT, _ECHO, _FEWEST_DAYS = 3.0, 1.5, 4
+_ENOUGH, _FEWEST_ERRORS, _ORIGINS_OF_ROLLING = 32, 48, 8
+_INCIDENT, _ECHO, _FEWEST_DAYS, _FEWEST_OVER = 3.0, 1.5, 4, 3
 _LEAD_BANDS, _LEAD_WEIGHT = 3, 30.0
 _LONGEST_ERROR = 8.0
 _FEWEST_FREEDOM = 3.0
@@ -74,6 +78,7 @@ _DOUBT_WIDER, _DOUBT_NARROWER = 1.0, 4.0
 _QUANTILE_ERROR, _TAIL_ERROR = 1.3, 1 / 3
 # Where nine errors in ten are 0 their 90 % quantile tells nothing: a bound counts as at most so many times as far out.
 _FARTHEST = 20.0
+_ROOM, _SOME_DIFFERENCES, _FEWEST_DIFFERENCES = 1.1, 1500, 200
 _NOTHING = 1e-6
 
 
@@ -120,13 +125,15 @@ def calibrated(
     The other arguments, and the errors raised, are those of `forecast_with_bounds`.
     """
     if origins is None:
-        origins = _ORIGINS_OF_SLOW if getattr(model, "slow", False) else ORIGINS
+        origins = ORIGINS_OF_SLOW if getattr(model, "slow", False) else ORIGINS
     history = settled(without_incident(history))
     outside = [side for level in levels for side in ((1 - level / 100) / 2, 1 - (1 - level / 100) / 2)]
     wanted = tuple(sorted({*outside, *SPREAD}))
     day = max(1, DAY // history.grid.step)
     rolling = model if isinstance(model, RollingForecaster) else None
     final = model.forecast(history, h=h, quantiles=wanted) if rolling is None else None
+    # A short horizon has few errors, so past forecasts go on for longer.
+    ahead = max(h, -(-_FEWEST_ERRORS // (origins if rolling is None else min(origins, _ORIGINS_OF_ROLLING))))
     values = np.full((history.n_series, h, len(wanted)), np.nan)
     notes: dict[int, str] = {}
     models: dict[int, Choice] = {}
@@ -134,36 +141,39 @@ def calibrated(
     for columns, members in rows_by_length(history.y):
         part = history.rows(members).columns(slice(history.grid.n - columns, None))
         if rolling is not None:
-            answer, made = rolling.rolling(part, h=h, quantiles=wanted)
+            answer, made = rolling.rolling(part, h=ahead, quantiles=wanted)
             cuts, past = tuple(made), list(made.values())
-            values[members] = answer.values
+            values[members] = answer.values[:, :h]
             notes |= {int(members[i]): text for i, text in answer.notes.items()}
             models |= {int(members[i]): text for i, text in answer.models.items()}
         else:
-            cuts = past_cuts(columns, h, day, origins)
+            cuts = past_cuts(columns, ahead, day, origins)
             past = [
-                model.forecast(part.columns(slice(cut)), h=min(h, columns - cut), quantiles=SPREAD).values
+                model.forecast(part.columns(slice(cut)), h=min(ahead, columns - cut), quantiles=SPREAD).values
                 for cut in cuts
             ]
         groups.append((members, part.y, cuts, past))
     if final is None:
         final = Quantiles(history.labels, history.grid.following(h), wanted, values, notes, models)
     unit = _unit(final)
-    errors = [(members, _scaled_errors(y, cuts, past, unit[members], h), cuts) for members, y, cuts, past in groups]
-    return Calibrated(final, history, unit, [(m, Past.of(e, np.array(cuts), day)) for m, e, cuts in errors if cuts])
+    errors = [(members, _scaled_errors(y, cuts, past, unit[members], ahead), cuts) for members, y, cuts, past in groups]
+    past_errors = [(m, Past.of(e, np.array(cuts), day)) for m, e, cuts in errors if cuts]
+    return Calibrated(final, history, unit, past_errors, _differences(history.y, day))
 
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
     """A forecast (`quantiles`) from `history`, and what is known of its errors by the past ones.
 
-    `unit` (float64[S, 1]) is the least spread that errors are divided by; `past` pairs rows with their errors.
+    `unit` (float64[S, 1]) is the least spread that errors are divided by; `past` pairs rows with their errors;
+    `differences` tells of values and those a day before.
     """
 
     quantiles: Quantiles
     history: Panel
     unit: Floats
     past: Sequence[tuple[npt.NDArray[np.intp], Past]]
+    differences: ParetoTails
 
     def bounds(self, level: float) -> Forecast:
         """The forecast with bounds that hold `level` per cent of normal points; see `forecast_with_bounds`.
@@ -211,8 +221,9 @@ class Calibrated:
             below = np.maximum(yhat - self.quantiles.at(SPREAD[0]), self.unit) / (bounds.yhat - bounds.lower)
             above = np.maximum(self.quantiles.at(SPREAD[-1]) - yhat, self.unit) / (bounds.upper - bounds.yhat)
             for members, past in self.past:
-                down, up = ((side[members] * past.lead)[:, None, :] for side in (below, above))
-                ratios[members, : past.errors.shape[1]] = past.errors * np.where(past.errors < 0, down, up)
+                errors, lead = past.errors[:, :, : yhat.shape[1]], past.lead[:, : yhat.shape[1]]
+                down, up = ((side[members] * lead)[:, None, :] for side in (below, above))
+                ratios[members, : errors.shape[1]] = errors * np.where(errors < 0, down, up)
         return ratios
 
     @property
@@ -230,12 +241,28 @@ class Calibrated:
         """
         spread, claim = np.maximum(spread, self.unit), np.maximum(claim, self.unit)
         farther = claim / spread
-        width = spread * farther
         usual = farther.mean(axis=1)
+        with np.errstate(invalid="ignore"):
+            kept = np.minimum(1.0, self._farthest(share) / usual)
+        usual = usual * kept
+        width = spread * farther * kept[:, None]
         for members, past in self.past:
             factor = past.correction(side, share, usual[members])
-            width[members] *= factor[:, None] * past.lead
+            width[members] *= factor[:, None] * past.lead[:, : width.shape[1]]
         return np.asarray(np.nan_to_num(width, nan=0.0, posinf=np.inf))
+
+    def _farthest(self, share: float) -> Floats:
+        """How many times as far out as its 10 % quantile a claim of the quantile `share` may lie: float64[S].
+
+        As much farther as the differences lie, and a tenth; and more by as much as their tails are heavier than normal
+        ones, whose size no sample tells well. No limit where there are few differences.
+        """
+        near, far = (np.add(*self.differences.beyond(one)) for one in (_SPREAD_SHARE, share))
+        normal = max(1.0, NormalDist().inv_cdf(share) / NormalDist().inv_cdf(_SPREAD_SHARE))
+        told = (self.differences.last[:, 0] + 1 >= _FEWEST_DIFFERENCES) & (near > 0)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            ratio = np.maximum(far / near, normal)
+            return np.where(told & np.isfinite(ratio), _ROOM * ratio * (ratio / normal), np.inf)
 
     @cached_property
     def _count(self) -> Floats:
@@ -290,12 +317,19 @@ def without_incident(history: Panel) -> Panel:
     struck = worst_of.max(axis=1) > limit[:, 0]
     if not struck.any():
         return history
-    known = np.isfinite(history.y[struck])
-    last = history.grid.n - 1 - known[:, ::-1].argmax(axis=1)
-    over = np.take_along_axis(stray[struck], last[:, None], axis=1) <= limit[struck]
+    # One value that falls back for a moment ends nothing.
+    recent = max(_FEWEST_OVER, HOUR // history.grid.step)
+    over = _last_known(stray[struck], recent) <= limit[struck]
     y = history.y.copy()
     y[struck] = np.where((stray[struck] > limit[struck]) & over, np.nan, y[struck])
     return replace(history, y=y)
+
+
+def _last_known(x: Floats, n: int) -> Floats:
+    """The median of the last `n` values of each row that are there: float64[S, 1]."""
+    there = np.isfinite(x)
+    newest = there & (there[:, ::-1].cumsum(axis=1)[:, ::-1] <= n)
+    return nan_median(np.where(newest, x, np.nan))[:, None]
 
 
 def settled(history: Panel) -> Panel:
@@ -333,9 +367,11 @@ def _scaled_errors(y: Floats, cuts: Sequence[int], past: Sequence[Floats], unit:
 
 @dataclass(frozen=True, eq=False)
 class Past:
-    """What the errors of one group of rows say: tails, how larger they are by lead (float64[S, h]), how many there are.
+    """What the errors of one group of rows say: tails, how larger they are by lead (float64[S, L]), how many there are.
 
-    `errors` (float64[S, cuts, h]) are those left, in units of the model's spread and of `lead`. `freedom` is how many
+    Past forecasts go as far as the forecast, and farther where that is short: L ≥ h.
+
+    `errors` (float64[S, cuts, L]) are those left, in units of the model's spread and of `lead`. `freedom` is how many
     independent errors they are worth, `count` how many they are: float64[S].
     """
 
@@ -445,6 +481,20 @@ def _by_lead(size: Floats, known: npt.NDArray[np.bool_]) -> Floats:
             ratio = np.clip(np.where((mean > 0) & (n_here > 0), here / mean, 1.0), 0.2, 5.0)
         lead[:, first:stop] = (ratio**weight)[:, None]
     return lead
+
+
+def _differences(y: Floats, day: int) -> ParetoTails:
+    """The tails of each row's differences over a day, of about 1,500 of them."""
+    n = y.shape[1] - day
+    if n <= 0:
+        return ParetoTails.of(np.full((len(y), 1), np.nan))
+    stride = max(1, n // _SOME_DIFFERENCES)
+    # One that divides the day would meet the same minutes of each hour over and over.
+    while math.gcd(stride, day) > 1:
+        stride += 1
+    with np.errstate(over="ignore", invalid="ignore"):
+        apart = y[:, day::stride] - y[:, :n:stride]
+    return ParetoTails.of(np.where(np.isfinite(apart), apart, np.nan))
 
 
 def _unit(quantiles: Quantiles) -> Floats:

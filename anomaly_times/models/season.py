@@ -451,6 +451,8 @@ def _odd_periods(rest: Floats, known: Sequence[float] = ()) -> Ints:
     # Cut, or a spike would look like all periods at once.
     limit = _usual_reach(means[:, ::4])[:, None]
     np.clip(means, -limit, limit, out=means)
+    # Squares of what is left must neither overflow nor vanish.
+    means /= np.where(limit > 0, limit, 1.0)
     # A slow walk would look like a long season, so what the value before says is taken off.
     before, energy = np.vecdot(means[:, 1:], means[:, :-1]), np.vecdot(means, means)
     keeps = before / np.maximum(energy, np.finfo(np.float64).tiny)

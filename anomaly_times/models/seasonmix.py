@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zipfile
+import zlib
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,14 @@ import numpy.typing as npt
 from anomaly_times.durations import milliseconds
 from anomaly_times.errors import ModelError
 from anomaly_times.models.season import DAY, FEWEST_SLOTS, HOUR, WEEK, local_ms
-from anomaly_times.models.seasonmix_features import BASES, Described, blocks, describe
+from anomaly_times.models.seasonmix_features import (
+    BASES,
+    LEAD_FEATURES,
+    STATIC_FEATURES,
+    Described,
+    blocks,
+    describe,
+)
 from anomaly_times.models.seasonmix_periods import SLOTS
 from anomaly_times.panel import Floats, Grid, Panel, Quantiles
 
@@ -43,7 +51,8 @@ Layer = tuple[F32, F32]
 
 _FILE = Path(__file__).with_name("seasonmix.npz")
 _CHUNK, _CHUNK_OF_SERIES = 512, 64
-_SHORT = "shorter than two cycles of any season: level only"
+_SHORT = "shorter than two cycles of an hour, a day or a week"
+_SHORTER = "shorter than two cycles of any season that was given"
 
 
 @dataclass(frozen=True)
@@ -74,10 +83,13 @@ class Weights:
         """
         hint = "install the package again"
         try:
+            with zipfile.ZipFile(path) as packed:
+                if damaged := packed.testzip():
+                    raise zipfile.BadZipFile(f"{damaged} is damaged")
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             revision, checksum = str(arrays.pop("revision")), str(arrays.pop("checksum"))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as exc:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as exc:
             raise ModelError(f"the weights {path.name} cannot be read: {exc}", hint=hint) from exc
         if checksum != _checksum(revision, arrays):
             raise ModelError(f"the weights {path.name} do not have the checksum that they say", hint=hint)
@@ -93,7 +105,8 @@ class Weights:
             )
         except KeyError as exc:
             raise ModelError(f"the weights {path.name} lack {exc}", hint=hint) from exc
-        if len(weights.out[0]) != len(LEVELS) + len(BASES):
+        made_for = weights.encode[0][0].shape[1], weights.at_lead.shape[1], len(weights.out[0])
+        if made_for != (STATIC_FEATURES, LEAD_FEATURES, len(LEVELS) + len(BASES)):
             raise ModelError(f"the weights {path.name} were made for another version", hint=hint)
         return weights
 
@@ -186,16 +199,13 @@ class SeasonMix:
     """The network that ships with the package; see the module's text.
 
     Args:
-        season: the periods to use, at most three; `None` finds them, the hour, the day and the week first.
+        season: the periods to use; of more than three, the three longest that the history holds twice. `None` finds
+            them, the hour, the day and the week first.
         timezone: IANA name of the clock that days begin by.
     """
 
     season: tuple[timedelta, ...] | None = None
     timezone: str = "UTC"
-
-    def __post_init__(self) -> None:
-        if self.season is not None and len(self.season) > SLOTS:
-            raise ValueError(f"season: at most {SLOTS} periods, these are {len(self.season)}")
 
     @property
     def revision(self) -> str:
@@ -205,19 +215,28 @@ class SeasonMix:
     def forecast(self, history: Panel, *, h: int, quantiles: Sequence[float]) -> Quantiles:
         """Quantiles of the next `h` points; see `Forecaster.forecast`."""
         weights = _weights()
-        y, leads = _by_the_clock(history, h, self.timezone)
+        y, by_clock = _by_the_clock(history, h, self.timezone)
+        leads = np.arange(1, h + 1)
         step = history.grid.step
         calendar = tuple(p // step for p in (HOUR, DAY, WEEK) if p % step == timedelta(0) and p // step >= FEWEST_SLOTS)
-        season = None if self.season is None else tuple(round(p / step) for p in self.season if p >= 2 * step)
+        season = None if self.season is None else self._given(step, y.shape[1])
+        slots = [p / step for p in self.season or (HOUR, DAY, WEEK) if p / step >= FEWEST_SLOTS]
+        shortest, short = 2 * min(slots, default=0.0), _SHORT if self.season is None else _SHORTER
         values = np.full((history.n_series, h, len(quantiles)), np.nan)
         notes: dict[int, str] = {}
         for block in blocks(y, h):
-            told = describe(block.y, leads + block.late[:, None], calendar, season)
+            late = block.late[:, None]
+            told = describe(block.y, leads + late, calendar, season, by_clock + late)
             values[block.rows] = _unscaled(told, weights.answer(told), quantiles)
             if self.season != ():
-                young = told.length < 2 * min(calendar if season is None else season, default=0)
-                notes.update(dict.fromkeys(block.rows[young].tolist(), _SHORT))
+                notes.update(dict.fromkeys(block.rows[told.length < shortest].tolist(), short))
         return Quantiles(history.labels, history.grid.following(h), tuple(quantiles), values, notes)
+
+    def _given(self, step: timedelta, n_points: int) -> tuple[int, ...]:
+        """The periods that were given and fit, in steps."""
+        steps = sorted(round(period / step) for period in self.season or () if period >= 2 * step)
+        held = [period for period in steps if 2 * period <= n_points]
+        return tuple((held or steps)[-SLOTS:])
 
 
 def _by_the_clock(history: Panel, h: int, timezone: str) -> tuple[Floats, Ints]:

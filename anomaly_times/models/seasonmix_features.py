@@ -17,7 +17,7 @@ from anomaly_times.models.season import blocks_of_rows, rows_by_length, sorted_p
 from anomaly_times.models.seasonmix_periods import autocorrelation, day_of, find_periods, lagged_difference
 from anomaly_times.panel import Floats
 
-__all__ = ["BASES", "Block", "Described", "blocks", "describe"]
+__all__ = ["BASES", "LEAD_FEATURES", "STATIC_FEATURES", "Block", "Described", "blocks", "describe"]
 
 F32 = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.intp]
@@ -39,6 +39,9 @@ BASES = (
     "c", "c_level", "last", "mean_16", "mean_64", "median", "trend", "long_trend", "a_trend",
 )  # fmt: skip
 """The simple forecasts that are mixed; the first one is the reference that the others are told relative to."""
+
+STATIC_FEATURES, LEAD_FEATURES = 147, 56
+"""How many features `describe` makes of a series, and of each lead."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,13 @@ class Described:
     length: Ints
 
 
-def describe(y: Floats, leads: Ints, calendar: Sequence[int] = (), season: Sequence[int] | None = None) -> Described:
+def describe(
+    y: Floats,
+    leads: Ints,
+    calendar: Sequence[int] = (),
+    season: Sequence[int] | None = None,
+    by_clock: Ints | None = None,
+) -> Described:
     """Describe the series in the rows of `y` for forecasts of the points `leads` steps after its last column.
 
     Args:
@@ -102,6 +111,8 @@ def describe(y: Floats, leads: Ints, calendar: Sequence[int] = (), season: Seque
         calendar: steps in an hour, a day and a week, those that are whole numbers: where the data leave a choice, a
             period is one of these.
         season: periods in steps to use without asking; `()` for none, `None` to find them.
+        by_clock: how far ahead the points lie by a clock that is put forward or back on the way, where that is not
+            `leads`: int[S, L], each at least 1. It says which moments of past cycles they are held against.
     """
     center, scale = _center_and_scale(y)
     divisor = np.where(scale > 0, scale, 1.0)
@@ -116,7 +127,7 @@ def describe(y: Floats, leads: Ints, calendar: Sequence[int] = (), season: Seque
     seasons = find_periods(filled, first, calendar, season)
     if gaps.any():
         filled = _refilled(z, filled, gaps, np.maximum(seasons[0][:, 0], 1))
-    view = _View(_History(filled, first), zero, gaps, seasons, leads)
+    view = _View(_History(filled, first), zero, gaps, seasons, leads, leads if by_clock is None else by_clock)
     bases, lead = view.at_leads()
     return Described(
         static=view.of_series(calendar),
@@ -297,16 +308,18 @@ def _autoregression(residual: F32, leads: Ints) -> F32:
 class _View:
     """Prepared rows with their seasons at the leads: what bases and features are made of."""
 
-    def __init__(self, history: _History, zero: F32, gaps: Bools, seasons: tuple[Ints, F32], leads: Ints) -> None:
+    def __init__(
+        self, history: _History, zero: F32, gaps: Bools, seasons: tuple[Ints, F32], leads: Ints, by_clock: Ints
+    ) -> None:
         periods, self.acf = seasons
-        self.history, self.zero, self.gaps, self.leads = history, zero, gaps, leads
+        self.history, self.zero, self.gaps, self.leads, self.by_clock = history, zero, gaps, leads, by_clock
         self.has = periods > 0
         first = np.where(self.has[:, 0], periods[:, 0], 1)
         second = np.where(self.has[:, 1], periods[:, 1], first)
         third = np.where(self.has[:, 2], periods[:, 2], second)
-        self.a = _Slot(history, first, leads, _CYCLES)
-        self.b = _Slot(history, second, leads, _CYCLES_B)
-        self.c = _Slot(history, third, leads, _CYCLES_C)
+        self.a = _Slot(history, first, by_clock, _CYCLES)
+        self.b = _Slot(history, second, by_clock, _CYCLES_B)
+        self.c = _Slot(history, third, by_clock, _CYCLES_C)
         self.unit, self.errors, self.deviation = _unit(history, first)
         self.errors_acf = autocorrelation(self.errors, np.zeros_like(first), self.errors.shape[1] // 2)
         self.recent = min(history.n, _RECENT)
@@ -344,7 +357,7 @@ class _View:
         smooth = history.level(np.minimum(a.column + half + 1, n), 2 * half + 1)
         # Both in one go: a recursion costs by its steps, not by its rows.
         ar = _autoregression(np.concatenate([self.residual_a, self.residual_b]), np.concatenate([leads, leads]))
-        both_column = n - 1 + leads - a.back[0] * a.period - b.back[0] * b.period
+        both_column = n - 1 + self.by_clock - a.back[0] * a.period - b.back[0] * b.period
         both = reference + b.value[0] - history.at(np.maximum(both_column, history.first))
         b_level = b.value[0] - b_short[0] + now(short_b)
         last = y[:, -1:]

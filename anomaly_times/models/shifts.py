@@ -23,6 +23,9 @@ _PARTS, _SAMPLES = 8, 15
 _LASTED, _FEWEST_DAYS = 4, 4
 """A shift is seen once it has lasted for so many levels and follows so many days."""
 
+_WEEK, _WEEKEND = 8 * _PARTS, 20
+"""Levels that show a week, and levels that no weekend lasts for."""
+
 _ONCE, _STAYS = 3.0, 0.9
 
 Ints = npt.NDArray[np.intp]
@@ -32,7 +35,8 @@ def lasting_shifts(history: Panel) -> Ints:
     """The column at which each series came to its present level: int[S], 0 where there was no lasting shift.
 
     A shift changes levels by three times as much as any other day did, and on either side of it nine levels in ten are
-    nearer to the usual one there, at their part of the day, than to the other one.
+    nearer to the usual one there, at their part of the day, than to the other one. It takes four days before it and
+    half a day since; where no whole week before it is known, two days and a half, lest a weekend be one.
     """
     grid = history.grid
     out = np.zeros(history.n_series, dtype=np.intp)
@@ -41,7 +45,7 @@ def lasting_shifts(history: Panel) -> Ints:
     edges = grid.n - np.rint(np.arange(n_levels, -1, -1) * (DAY / _PARTS / grid.step)).astype(np.intp)
     if grid.step > timedelta(hours=1) or n_levels < _PARTS * _FEWEST_DAYS + _LASTED:
         return out
-    sampled = edges[:-1, None] + np.linspace(0, edges[1] - edges[0] - 1, _SAMPLES).round().astype(np.intp)
+    sampled = edges[:-1, None] + np.linspace(0, np.diff(edges).min() - 1, _SAMPLES).round().astype(np.intp)
     sampled = sampled[:, np.unique(sampled[0], return_index=True)[1]]
     for rows in blocks_of_rows(history.n_series, grid.n):
         y = history.y[rows]
@@ -76,6 +80,11 @@ def _first_column(y: Floats, levels: Floats, at: int, edges: Ints) -> int:
     usual = np.array([nan_median(before[part[: near.start] == p]) for p in range(_PARTS)])[part]
     shift = float(nan_median(levels[at:] - usual[at:]))
     if not shift or np.isnan(shift):
+        return 0
+    age = np.isfinite(levels[:at])
+    if age.sum() < _PARTS * (_FEWEST_DAYS - 1) or at - age.argmax() < _PARTS * _FEWEST_DAYS:
+        return 0
+    if at - age.argmax() < _WEEK and len(levels) - at < _WEEKEND:
         return 0
     # Nearer to the level since than to the one before.
     moved = (levels - usual) / shift > 0.5

@@ -105,9 +105,10 @@ def test_bounds_come_from_the_past_forecasts_that_were_compared() -> None:
     assert 3 < width.mean() < 9
 
 
-def test_what_is_cheap_makes_more_past_forecasts_for_its_bounds() -> None:
-    auto = build_model(ModelSpec(type="auto", candidates=["profile"]))
-    profile = build_model(ModelSpec(type="profile"))
+@pytest.mark.parametrize("name", ["profile", "seasonmix"])
+def test_an_only_candidate_has_the_bounds_that_it_has_alone(name: str) -> None:
+    auto = build_model(ModelSpec(type="auto", candidates=[name]))
+    profile = build_model(ModelSpec(type=name))
     history = panel_of(noise(n=2016), step=FIVE)
     one, other = (forecast_with_bounds(model, history, h=24, level=99) for model in (auto, profile))
     np.testing.assert_allclose(one.upper, other.upper)

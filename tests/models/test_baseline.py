@@ -49,6 +49,18 @@ def test_seasonal_naive_grows_less_sure_with_every_cycle() -> None:
     np.testing.assert_allclose(width[0, 24:], width[0, :24] * np.sqrt(2))
 
 
+def test_seasonal_naive_is_as_sure_whatever_the_minute_of_a_regular_job() -> None:
+    five = timedelta(minutes=5)
+    random = np.random.default_rng(4)
+    widths = []
+    for phase in range(3):
+        y = np.where(np.arange(2016) % 3 == phase, random.uniform(0, 60, 2016), 0.0)[None]
+        history = panel_of(y, step=five)
+        answer = model("seasonal_naive", season=(DAY,)).forecast(history, h=12, quantiles=(0.025, 0.5, 0.975))
+        widths.append(float((answer.at(0.975) - answer.at(0.025)).mean()))
+    assert max(widths) < 1.3 * min(widths)
+
+
 @pytest.mark.parametrize("name", ["seasonal_naive", "profile"])
 def test_a_change_of_clocks_does_not_shift_the_day(name: str) -> None:
     # Busy from 9 to 17 by the clock in Berlin, which goes forward in the night to 29 March 2026.

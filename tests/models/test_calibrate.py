@@ -120,6 +120,33 @@ def test_what_a_model_claims_of_its_spread_does_not_matter(spread: float) -> Non
     np.testing.assert_allclose(bounds.upper.mean(), 2.33, rtol=0.25)
 
 
+def test_on_plain_noise_around_a_rhythm_the_default_sees_a_spike_of_ten_deviations() -> None:
+    usual = 20 + 5 * np.sin(2 * np.pi * np.arange(4056) / 288)
+    y = usual[:4032] + np.random.default_rng(8).standard_normal((40, 4032))
+    bounds = forecast_with_bounds(build_model(ModelSpec(type="auto")), panel_of(y, step=FIVE), h=24, level=99.9)
+    assert np.mean(usual[4032:] + 10 > bounds.upper) > 0.85
+    assert np.mean(usual[4032:] - 10 < bounds.lower) > 0.85
+
+
+@pytest.mark.parametrize("name", ["auto", "profile", "seasonmix"])
+@pytest.mark.parametrize("h", [1, 2, 4])
+def test_however_short_the_horizon_a_long_history_is_enough_for_bounds(name: str, h: int) -> None:
+    y = rhythm(2016, rows=4)
+    bounds = forecast_with_bounds(build_model(ModelSpec(type=name)), panel_of(y, step=FIVE), h=h, level=99.9)
+    assert not bounds.warming
+    assert bounds.yhat.shape == (4, h)
+    assert (bounds.upper - bounds.lower < 25).all()
+
+
+def test_a_moment_at_the_old_level_does_not_end_a_change() -> None:
+    y = 100 + np.random.default_rng(2).standard_normal((3, 4032))
+    y[:, -288:] += 100
+    y[1, -1] = 102
+    y[2, -12:] = 102
+    gone = np.isnan(without_incident(panel_of(y, step=FIVE)).y).sum(axis=1)
+    assert gone.tolist() == [0, 0, 276]
+
+
 def test_past_forecasts_see_only_what_lies_before_them() -> None:
     model = Constant()
     forecast_with_bounds(model, panel_of(np.ones((1, 1000))), h=100, level=99)

@@ -99,7 +99,7 @@ def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(nixtla, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="statsforecast") as caught:
         build_model(spec(type="ets"))
-    assert caught.value.hint == "pip install 'anomaly-times[nixtla]', or in a clone: uv sync --extra nixtla"
+    assert caught.value.hint == "pip install 'anomaly-times[nixtla]', or in a clone: uv sync --inexact --extra nixtla"
 
 
 @pytest.mark.usefixtures("foreign")

@@ -10,8 +10,6 @@ import pytest
 
 from anomaly_times.durations import EPOCH
 from anomaly_times.errors import ModelError
-from anomaly_times.mission import ModelSpec
-from anomaly_times.models import build_model
 from anomaly_times.models import seasonmix as module
 from anomaly_times.models.seasonmix import LEVELS, SeasonMix, Weights
 from anomaly_times.panel import Floats, Quantiles
@@ -88,9 +86,21 @@ def test_season_names_the_periods_and_none_means_none() -> None:
     assert not without.notes
 
 
-def test_too_many_periods_are_refused() -> None:
-    with pytest.raises(ModelError, match="at most 3 periods"):
-        build_model(ModelSpec(type="seasonmix"), season=(HOUR, 12 * HOUR, DAY, 7 * DAY))
+def test_of_many_periods_the_longest_that_fit_are_used() -> None:
+    y = working_days(24 * 7 * 4)
+    many = ask(y, season=(HOUR * 2, HOUR * 12, DAY, 7 * DAY, 365 * DAY))
+    np.testing.assert_array_equal(many.values, ask(y, season=(HOUR * 12, DAY, 7 * DAY)).values)
+
+
+def test_the_night_the_clocks_go_back_does_not_make_it_sure() -> None:
+    random = np.random.default_rng(0)
+    y = random.standard_normal((40, 2016)).cumsum(axis=1)
+    history = panel_of(y, step=5 * MINUTE, start=datetime(2026, 10, 25, tzinfo=UTC) - 2015 * 5 * MINUTE)
+    width = {}
+    for timezone in ("UTC", "Europe/Berlin"):
+        answer = SeasonMix(timezone=timezone).forecast(history, h=48, quantiles=(0.05, 0.5, 0.95))
+        width[timezone] = (answer.at(0.95) - answer.at(0.05)).mean(axis=0)
+    np.testing.assert_allclose(width["Europe/Berlin"], width["UTC"], rtol=0.25)
 
 
 def test_a_young_series_says_so() -> None:
@@ -99,8 +109,8 @@ def test_a_young_series_says_so() -> None:
     y[1, :-30] = np.nan
     assert list(ask(y).notes) == [1]
     assert ask(y[:, -30:]).notes == {
-        0: "shorter than two cycles of any season: level only",
-        1: "shorter than two cycles of any season: level only",
+        0: "shorter than two cycles of an hour, a day or a week",
+        1: "shorter than two cycles of an hour, a day or a week",
     }
 
 
@@ -211,6 +221,21 @@ def test_weights_of_other_features_are_refused(tmp_path: Path) -> None:
     other.save(tmp_path / "other.npz")
     with pytest.raises(ModelError, match="made for another version"):
         Weights.load(tmp_path / "other.npz")
+    narrow = (good.encode[0][0][:, :-1], good.encode[0][1]), good.encode[1]
+    Weights(narrow, good.shared, good.at_lead, good.hidden, good.out, good.revision).save(tmp_path / "narrow.npz")
+    with pytest.raises(ModelError, match="made for another version"):
+        Weights.load(tmp_path / "narrow.npz")
+
+
+def test_whatever_bit_is_broken_the_weights_are_refused(tmp_path: Path) -> None:
+    whole = FILE.read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(whole), 60).tolist():
+        path = tmp_path / "bit.npz"
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        try:
+            assert Weights.load(path).revision == SeasonMix().revision
+        except ModelError:
+            continue
 
 
 def test_the_weights_are_small_and_come_back_as_they_were_saved(tmp_path: Path) -> None:

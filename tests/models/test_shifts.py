@@ -5,15 +5,17 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
+from anomaly_times.durations import EPOCH
 from anomaly_times.mission import ModelSpec
 from anomaly_times.models import build_model
 from anomaly_times.models.calibrate import forecast_with_bounds, settled
 from anomaly_times.models.shifts import lasting_shifts
-from anomaly_times.panel import Floats
+from anomaly_times.panel import Floats, Grid, Labels, Panel
 from anomaly_times.testing import panel_of
 
 FIVE = timedelta(minutes=5)
 N = 4032
+LABELS = (Labels.of({"pod": "a"}),)
 
 
 def rhythm(n: int = N, rows: int = 6) -> Floats:
@@ -66,6 +68,31 @@ def test_gaps_and_huge_values_hide_no_shift_and_break_nothing() -> None:
     y[2, 1000] = 1e300
     y[3] *= 1e299
     np.testing.assert_allclose(lasting_shifts(panel_of(y, step=FIVE)), N - 288, atol=2)
+
+
+def test_a_weekend_is_no_shift_though_it_is_the_first_that_is_seen() -> None:
+    clock = np.arange(7 * 288) / 288
+    y = np.where(clock % 7 >= 5, 50.0, 100.0) + np.random.default_rng(1).standard_normal((4, 7 * 288))
+    for end in (5.6, 6.0, 6.5, 7.0):
+        assert not lasting_shifts(panel_of(y[:, : int(end * 288)], step=FIVE)).any()
+    y[:, 5 * 288 :] = 50.0
+    later = np.concatenate([y, y[:, -288:]], axis=1)
+    np.testing.assert_allclose(lasting_shifts(panel_of(later, step=FIVE)), 5 * 288, atol=12)
+
+
+def test_a_young_series_has_no_shift_however_long_the_others_are() -> None:
+    y = rhythm(rows=200)
+    y[:, : -60 * 12] = np.nan
+    assert not lasting_shifts(panel_of(y, step=FIVE)).any()
+
+
+@pytest.mark.parametrize("days", [7, 14, 28])
+def test_every_step_is_taken_whatever_the_lookback(days: int) -> None:
+    for minutes in range(1, 61):
+        step = timedelta(minutes=minutes)
+        n = timedelta(days=days) // step
+        start = EPOCH + 30_000 * step
+        assert not lasting_shifts(Panel(LABELS, Grid(start, step, n), np.ones((1, n)))).any()
 
 
 def test_a_short_history_has_no_shift() -> None:
