@@ -15,6 +15,7 @@ from anomaly_times.conventions import Kind
 from anomaly_times.durations import iso_utc
 from anomaly_times.errors import AnomalyTimesError
 from anomaly_times.mission import Mission
+from anomaly_times.models.auto import WITHOUT
 from anomaly_times.models.profile import INSTEAD
 from anomaly_times.panel import Labels
 from anomaly_times.passes import DetectResult, ForecastResult
@@ -73,7 +74,7 @@ def outcome_of(result: ForecastResult | DetectResult) -> Outcome:
             warnings = (*warnings, f"{result.ended:,} series ended, and were left out")
         if forecast.warming:
             warnings = (*warnings, f"{len(forecast.warming):,} series warming up: their bands are wide")
-        warnings = (*warnings, *grouped_notes(forecast, beginning=INSTEAD))
+        warnings = (*warnings, *grouped_notes(forecast, beginning=(INSTEAD, WITHOUT)))
         points = int(np.isfinite(forecast.yhat).sum())
         return Outcome(
             result.mission,

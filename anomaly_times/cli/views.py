@@ -579,7 +579,7 @@ def _model_names(asked: str, forecast: Forecast) -> str:
     return f"{asked} ({', '.join(f'{name} {n:,}' for name, n in got.most_common())})" if got else asked
 
 
-def grouped_notes(forecast: Forecast, *, beginning: str = "") -> list[str]:
+def grouped_notes(forecast: Forecast, *, beginning: str | tuple[str, ...] = "") -> list[str]:
     """The notes of rows that begin so, equal ones once, each with the first series that it is about."""
     names = distinct_names(forecast.labels) if forecast.notes else []
     rows: dict[str, list[str]] = {}

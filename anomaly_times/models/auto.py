@@ -25,10 +25,13 @@ from anomaly_times.models.registry import Forecaster, build_model, revision_of
 from anomaly_times.models.season import DAY, rows_by_length
 from anomaly_times.panel import Choice, Floats, Panel, Quantiles
 
-__all__ = ["CANDIDATES", "Auto", "auto"]
+__all__ = ["CANDIDATES", "WITHOUT", "Auto", "auto"]
 
 CANDIDATES = ("seasonmix", "profile", "seasonal_naive", "holt")
 """The cheap models, the best one on the whole first."""
+
+WITHOUT = "auto without"
+"""How the notes of rows begin for which a candidate could not work."""
 
 _LIGHT = frozenset({"profile", "seasonal_naive", "holt"})
 """So fast that they make all the past forecasts that calibration likes to have; others only those of the comparison."""
@@ -125,6 +128,9 @@ class Auto:
                 values[rows] = answer.values
                 notes |= {int(rows[i]): text for i, text in answer.notes.items()}
                 revisions[name] = revision_of(name, model)
+        if found.failed:
+            text = f"{WITHOUT} " + ", ".join(f"{name} ({reason})" for name, reason in found.failed.items())
+            notes = {i: f"{text}; {notes[i]}" if i in notes else text for i in range(history.n_series)}
         choices = found.choices([name for name, _ in self.candidates])
         models = {i: replace(choice, revision=revisions[choice.model]) for i, choice in choices.items()}
         return Quantiles(history.labels, history.grid.following(h), tuple(quantiles), values, notes, models)
@@ -133,19 +139,19 @@ class Auto:
 class _Comparison:
     """What the candidates' past forecasts say.
 
-    `past[m][i]` (float64[S, ahead, 3]) is what candidate `m` forecast at `SPREAD` from `cuts[i]`; `chosen` (int[S]) is
-    the candidate that each row gets.
+    `past[m][i]` (float64[S, ahead, 3]) is what candidate `m` forecast at `SPREAD` from `cuts[i]`; `failed` says why
+    candidates cannot work here; `chosen` (int[S]) is the candidate that each row gets.
     """
 
     def __init__(self, cuts: tuple[int, ...], past: list[list[Floats]], loss: Floats, failed: dict[str, str]) -> None:
-        self.cuts, self.past, self._failed = cuts, past, failed
+        self.cuts, self.past, self.failed = cuts, past, failed
         self._count, self._better, self.chosen = _choose(loss)
 
     def choices(self, names: Sequence[str]) -> dict[int, Choice]:
         """What each row got, and why."""
         better = np.round(100 * self._better).tolist()
         # The others were held against the first that works.
-        usual = next(m for m, name in enumerate(names) if name not in self._failed)
+        usual = next(m for m, name in enumerate(names) if name not in self.failed)
         out = {}
         for i, (m, n) in enumerate(zip(self.chosen.tolist(), self._count.tolist(), strict=True)):
             percent = dict(zip(names, better[i], strict=True))
@@ -155,8 +161,8 @@ class _Comparison:
                 why = f"no other was clearly better in {n} past forecasts"
             else:
                 why = f"{percent[names[m]]:.0f} % better than {names[usual]} in {n} past forecasts"
-            if self._failed:
-                why += "".join(f"; {name} left out: {reason}" for name, reason in self._failed.items())
+            if self.failed:
+                why += "".join(f"; {name} left out: {reason}" for name, reason in self.failed.items())
             losses = {name: 0.0 - p for name, p in percent.items() if np.isfinite(p)} if n >= 2 else {}
             out[i] = Choice(names[m], why, losses)
         return out

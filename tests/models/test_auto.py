@@ -85,6 +85,7 @@ def test_a_candidate_that_cannot_work_is_left_out_by_name() -> None:
     answer = choosing(broken=broken, works=Says(0)).forecast(panel_of(noise()), h=24, quantiles=(0.5,))
     assert answer.models[0].model == "works"
     assert answer.models[0].why.endswith("; broken left out: too far ahead for me")
+    assert set(answer.notes.values()) == {"auto without broken (too far ahead for me)"}
     # Nothing was compared with what could not work.
     assert answer.models[0].why.startswith("no other was clearly better in ")
     with pytest.raises(ModelError, match="no candidate works here: too far ahead"):
