@@ -420,7 +420,8 @@ class PrometheusStore:
         what = "its selectors match series, and yet " if query.selectors else ""
         return NoSeriesError(
             f"{self.name}: {what}the query answers nothing {when}",
-            hint="is a range like [5m] shorter than two scrapes? do both sides of an operator have equal labels?",
+            hint="are its series younger than that? is a range like [5m] shorter than two scrapes? do both sides of an "
+            "operator have equal labels?",
         )
 
 
