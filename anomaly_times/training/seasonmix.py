@@ -330,17 +330,18 @@ def share_of_rate(step: int, steps: int) -> float:
 
 def _stream(first: int, processes: int) -> Iterator[Examples]:
     """Shards in the order of their numbers, a few of them made ahead."""
-    with ProcessPoolExecutor(processes) as pool:
+    pool = ProcessPoolExecutor(processes)
+    try:
         ahead: deque[Future[Examples]] = deque(pool.submit(make_examples, first + i) for i in range(2 * processes))
         number = first + len(ahead)
-        try:
-            while True:
-                examples = ahead.popleft().result()
-                ahead.append(pool.submit(make_examples, number))
-                number += 1
-                yield examples
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        while True:
+            examples = ahead.popleft().result()
+            ahead.append(pool.submit(make_examples, number))
+            number += 1
+            yield examples
+    finally:
+        # Waited for: a process that ends while its pool still does leaves workers waiting for a word that never comes.
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass(frozen=True)
