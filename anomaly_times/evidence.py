@@ -49,6 +49,7 @@ __all__ = [
     "Memory",
     "advance",
     "fit_limits",
+    "floored",
     "incidents",
     "ratios_to_limits",
     "strongest",
@@ -67,8 +68,9 @@ _HOURS_A_WEEK = 168
 # What is older than so many windows when the next value comes is forgotten.
 _FORGOTTEN = 3
 _ROUGHEST = 8.0
-# The channels that take part in the budget overlap: a third each makes about the whole.
-_SHARE = 1 / 3
+# How much of the budget each channel may spend. More than the whole, for channels overlap, and limits that are badly
+# known are rather too wide.
+_POINT_SHARE, _SUSTAINED_SHARE, _ROUGHNESS_SHARE, _DRIFT_SHARE = 0.5, 0.5, 0.4, 0.5
 # A history tells how rare something is up to ten times its own length.
 _FURTHEST = 10.0
 _OUTSIDE = 1 - BAND / 100
@@ -196,6 +198,15 @@ def strongest(ratios: Floats) -> tuple[Floats, Ints]:
     return np.where(there, filled.max(axis=0), np.nan), np.where(there, channel, -1)
 
 
+def floored(forecast: Forecast, least: Floats) -> Forecast:
+    """The forecast with half-widths of at least `least` (float64[S]), the smallest move of each series, say."""
+    limit = np.finfo(np.float64).max
+    with np.errstate(over="ignore"):
+        lower = np.minimum(forecast.lower, forecast.yhat - least[:, None])
+        upper = np.maximum(forecast.upper, forecast.yhat + least[:, None])
+    return replace(forecast, lower=np.maximum(lower, -limit), upper=np.minimum(upper, limit))
+
+
 def widened(forecast: Forecast, limits: Limits) -> Forecast:
     """The 80 % band made as wide as the budget asks."""
     width = limits.width[:, None]
@@ -239,8 +250,8 @@ def fit_limits(
 
     Args:
         history: float64[S, N], NaN for gaps, without what no one should learn from.
-        ratios: past errors over the half-width of the 80 % band: float64[S, cuts, h], NaN where unknown
-            (`Calibrated.past_ratios`).
+        ratios: past errors over the half-width of the 80 % band, `floored` by the resolution: float64[S, cuts, h],
+            NaN where unknown (`Calibrated.past_ratios`).
         freedom: how many independent errors they are worth, float64[S].
         step: between two points.
         alerts_per_week: the budget; points and episodes of one hour count alike.
@@ -259,8 +270,7 @@ def fit_limits(
     weeks = np.isfinite(history).sum(axis=1) * (step / _WEEK)
     with np.errstate(divide="ignore"):
         least = 1 / (_FURTHEST * weeks)
-    # So often in an hour may one channel be over its limit.
-    hourly = np.minimum(_SHARE * np.maximum(alerts_per_week, np.minimum(least, 1e6)) / _HOURS_A_WEEK, 0.5)
+    hourly = np.maximum(alerts_per_week, np.minimum(least, 1e6)) / _HOURS_A_WEEK
     freedom = np.maximum(_FEWEST_FREEDOM, freedom)
     per_hour = max(1, round(timedelta(hours=1) / step))
 
@@ -269,27 +279,26 @@ def fit_limits(
     limit[0] = 1.0
     usual[1], usual[2] = 0.5, 1.0
     width, move = np.ones(n_series), np.ones((n_series, 1))
-    share = hourly / per_hour
+    share = np.minimum(_POINT_SHARE * hourly, 0.5) / per_hour
     for block in blocks_of_rows(n_series, history.shape[1]):
-        width[block] = _tail_ratio(history[block], share[block])
+        width[block] = _width(history[block], ratios[block], share[block])
         move[block, 0], rough = _roughness(history[block], step)
         few = np.full(rough.shape[0], max(_FEWEST_FREEDOM, rough.shape[1] / per_hour / _KEPT_HOURS))
-        limit[2, block, 0] = _hourly_limit(rough, per_hour, hourly[block], few)
+        limit[2, block, 0] = _hourly_limit(rough, per_hour, _ROUGHNESS_SHARE * hourly[block], few)
         limit[4, block, 0] = _longest_flat(history[block], step)
     width = np.maximum(1.0, width * _student(share / 2, freedom))
 
     if ratios.shape[1]:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             roots = _root(ratios / width[:, None, None])
         enough = np.isfinite(roots).sum(axis=(1, 2)) >= _ENOUGH
         lasting, usual[1, enough, 0] = _put_end_to_end(np.abs(roots[enough]), step)
         drifting, _ = _put_end_to_end(roots[enough], step, middle=0.0)
         cuts = np.isfinite(roots[enough]).any(axis=2).sum(axis=1)
-        for channel, stream, free in (
-            (1, lasting, np.minimum(freedom[enough], np.maximum(_FEWEST_FREEDOM, cuts))),
-            (3, np.abs(drifting), freedom[enough]),
-        ):
-            limit[channel, enough, 0] = _hourly_limit(stream, per_hour, hourly[enough], free)
+        # How odd a forecast is on the whole differs from one to the next, so forecasts are what is counted.
+        few = np.minimum(freedom[enough], np.maximum(_FEWEST_FREEDOM, cuts))
+        limit[1, enough, 0] = _hourly_limit(lasting, per_hour, _SUSTAINED_SHARE * hourly[enough], few)
+        limit[3, enough, 0] = _hourly_limit(np.abs(drifting), per_hour, _DRIFT_SHARE * hourly[enough], freedom[enough])
     limit = np.where(limit > usual, limit, np.inf)
     return Limits(usual, limit, move, width, alerts_per_week < least)
 
@@ -395,6 +404,7 @@ def _hourly_limit(average: Floats, per_hour: int, hourly: Floats, freedom: Float
     with np.errstate(divide="ignore", invalid="ignore"):
         skew = np.nan_to_num((stray**3).mean(axis=1) / deviation**3)
     skew = np.clip(skew, 1e-3, _MOST_SKEW)
+    hourly = np.minimum(hourly, 0.5)
     far = _normal(hourly) * _student(hourly, freedom)
     return np.asarray(mean + deviation * 2 / skew * ((1 + skew * far / 6 - skew**2 / 36) ** 3 - 1))
 
@@ -417,16 +427,32 @@ def _student(share: Floats, freedom: Floats) -> Floats:
     return out
 
 
-def _tail_ratio(history: Floats, share: Floats) -> Floats:
-    """How many times as far as two in ten values stray from the median of five those do that are `share`: float64[S].
+def _width(history: Floats, ratios: Floats, share: Floats) -> Floats:
+    """How many times as far as the 80 % band errors lie that are as rare as `share`: float64[S].
+
+    The tail is that of what values stray from their neighbours by. Where errors have a heavier one, because what is odd
+    lasts, it is as much wider as the eighth largest past error lies beyond what is as rare among values.
+    """
+    n_errors = np.isfinite(ratios).sum(axis=(1, 2))
+    size = np.where(np.isfinite(ratios), np.abs(ratios), 0.0).reshape(len(ratios), -1)
+    known = n_errors >= _ENOUGH
+    tails = _tail_ratios(history, np.stack([share, _FEWEST_IN_TAIL / np.maximum(_ENOUGH, n_errors)], axis=1))
+    if not known.any():
+        return tails[:, 0]
+    far = -np.partition(-size, _FEWEST_IN_TAIL, axis=1)[:, _FEWEST_IN_TAIL]
+    return tails[:, 0] * np.where(known, np.maximum(1.0, far / np.maximum(1.0, tails[:, 1])), 1.0)
+
+
+def _tail_ratios(history: Floats, shares: Floats) -> Floats:
+    """How far out the values of each share lie (float64[S, K]), by how far two in ten stray from the median of five.
 
     Read off a generalised Pareto tail beyond the largest fiftieth, its shape from probability-weighted moments (Hosking
-    & Wallis, Technometrics 29, 1987) drawn towards 0.2. The tail is followed further than `share` says by half the
-    variance of the logarithm of the share that lies beyond (from the information matrix of scale and shape), so that
-    the mean of what lies beyond is `share`.
+    & Wallis, Technometrics 29, 1987) drawn towards 0.2. The tail is followed further than a share says by half the
+    variance of the logarithm of what lies beyond (from the information matrix of scale and shape), so that the share is
+    the mean of what lies beyond.
     """
     if history.shape[1] < 5:
-        return np.ones(len(history))
+        return np.ones(shares.shape)
     with np.errstate(over="ignore", invalid="ignore"):
         planes = [history[:, i : history.shape[1] - 4 + i] for i in range(5)]
         stray = np.abs(planes[2] - sorted_planes(planes)[2])
@@ -458,16 +484,18 @@ def _tail_ratio(history: Floats, share: Floats) -> Floats:
         shape = np.where(np.abs(shape) < 1e-6, 1e-6, shape)
         scale = mean * (1 - shape)
 
-        depth = np.maximum(0.0, np.log(n / np.maximum(1, count) / share))
+        n, drawn, shape, scale, near = n[:, None], drawn[:, None], shape[:, None], scale[:, None], near[:, None]
+        depth = np.maximum(0.0, np.log(n / np.maximum(1, count)[:, None] / shares))
         further = depth
         for _ in range(2):
             by_scale = (1 - np.exp(-shape * further)) / shape
             by_shape = (further - by_scale) / shape * drawn
             variance = (1 + shape) / n * (2 * by_scale**2 + (1 + shape) * by_shape**2 - 2 * by_scale * by_shape)
             further = np.where(depth > 0, depth + np.minimum(variance, _MOST_DOUBT) / 2, 0.0)
-        far = threshold / unit + scale * (np.exp(shape * further) - 1) / shape
-        seen = size[rows, np.minimum((share * count).astype(np.intp), stray.shape[1] - 1)] / unit
-        ratio = np.where(depth > 0, far, seen) / (near / unit)
+        beyond_seen = threshold[:, None] / unit[:, None] + scale * (np.exp(shape * further) - 1) / shape
+        at = np.minimum((shares * count[:, None]).astype(np.intp), stray.shape[1] - 1)
+        seen = np.take_along_axis(size, at, axis=1) / unit[:, None]
+        ratio = np.where(depth > 0, beyond_seen, seen) / (near / unit[:, None])
     return np.where((near > 0) & np.isfinite(ratio), ratio, 1.0)
 
 
