@@ -79,7 +79,8 @@ _TAIL, _FEWEST_IN_TAIL, _SHAPE, _SHAPE_WEIGHT, _SHAPES = 0.02, 8, 0.2, 30.0, (-0
 _MOST_DOUBT = 6.0
 _FEWEST_FREEDOM, _ENOUGH = 8.0, 32
 # Past forecasts are few: each order of them makes other hours.
-_ORDERS, _SEED = 4, 20170612
+_MOST_ORDERS, _SEED = 4, 20170612
+_STRETCH, _FEWEST_HOURS = 64, 12
 # Hourly maxima further above their median than so many times their upper quartile are incidents.
 _INCIDENT, _MOST_SKEW = 6.0, 2.5
 _KEPT_HOURS = 3.0
@@ -282,23 +283,32 @@ def fit_limits(
     share = np.minimum(_POINT_SHARE * hourly, 0.5) / per_hour
     for block in blocks_of_rows(n_series, history.shape[1]):
         width[block] = _width(history[block], ratios[block], share[block])
-        move[block, 0], rough = _roughness(history[block], step)
-        few = np.full(rough.shape[0], max(_FEWEST_FREEDOM, rough.shape[1] / per_hour / _KEPT_HOURS))
-        limit[2, block, 0] = _hourly_limit(rough, per_hour, _ROUGHNESS_SHARE * hourly[block], few)
+        move[block, 0], rough = _roughness(history[block])
+        few = np.full(len(rough), max(_FEWEST_FREEDOM, rough.shape[1] / per_hour / _KEPT_HOURS))
+        hours = _hourly_maxima(_average(rough, step), np.isfinite(rough), per_hour)
+        limit[2, block, 0] = _exceeded(hours, _ROUGHNESS_SHARE * hourly[block], few)
         limit[4, block, 0] = _longest_flat(history[block], step)
     width = np.maximum(1.0, width * _student(share / 2, freedom))
 
-    if ratios.shape[1]:
+    n_errors = ratios[0].size if n_series else 0
+    for block in blocks_of_rows(n_series, n_errors) if n_errors else ():
         with np.errstate(over="ignore", invalid="ignore"):
-            roots = _root(ratios / width[:, None, None])
-        enough = np.isfinite(roots).sum(axis=(1, 2)) >= _ENOUGH
-        lasting, usual[1, enough, 0] = _put_end_to_end(np.abs(roots[enough]), step)
-        drifting, _ = _put_end_to_end(roots[enough], step, middle=0.0)
-        cuts = np.isfinite(roots[enough]).any(axis=2).sum(axis=1)
+            drift = _put_end_to_end(_root(ratios[block] / width[block, None, None]), per_hour)
+        known = np.isfinite(drift)
+        oddness = np.abs(drift)
+        usual[1, block, 0] = _mean(oddness)
+        cuts = np.isfinite(ratios[block]).any(axis=2).sum(axis=1)
         # How odd a forecast is on the whole differs from one to the next, so forecasts are what is counted.
-        few = np.minimum(freedom[enough], np.maximum(_FEWEST_FREEDOM, cuts))
-        limit[1, enough, 0] = _hourly_limit(lasting, per_hour, _SUSTAINED_SHARE * hourly[enough], few)
-        limit[3, enough, 0] = _hourly_limit(np.abs(drifting), per_hour, _DRIFT_SHARE * hourly[enough], freedom[enough])
+        few = np.minimum(freedom[block], np.maximum(_FEWEST_FREEDOM, cuts))
+        for channel, average, share_of, free in (
+            (1, _average(oddness, step), _SUSTAINED_SHARE, few),
+            (3, np.abs(_average(drift, step, around=0.0)), _DRIFT_SHARE, freedom[block]),
+        ):
+            hours = _hourly_maxima(average, known, per_hour)
+            limit[channel, block, 0] = _exceeded(hours, share_of * hourly[block], free)
+    enough = np.isfinite(ratios).sum(axis=(1, 2)) >= _ENOUGH
+    limit[1::2, ~enough] = np.inf
+    usual[1, ~enough] = 0.5
     limit = np.where(limit > usual, limit, np.inf)
     return Limits(usual, limit, move, width, alerts_per_week < least)
 
@@ -347,66 +357,83 @@ def _averages(
     return out
 
 
-def _put_end_to_end(segments: Floats, step: timedelta, middle: float | None = None) -> tuple[Floats, Floats]:
-    """The moving average over segments (float64[S, cuts, h]) in several orders, and their mean (float64[S]).
-
-    It begins at the mean, or at `middle`.
-    """
+def _put_end_to_end(segments: Floats, per_hour: int) -> Floats:
+    """Segments (float64[S, cuts, h]) one after the other, in so many orders that they make a week: float64[S, T]."""
     random = np.random.default_rng(_SEED)
-    order = np.concatenate([random.permutation(segments.shape[1]) for _ in range(_ORDERS)])
-    stream = segments[:, order].reshape(len(segments), len(order) * segments.shape[2])
-    there = np.isfinite(stream)
-    mean = np.where(there, stream, 0.0).sum(axis=1) / np.maximum(1, there.sum(axis=1))
-    start = mean if middle is None else np.full_like(mean, middle)
-    return _average_alone(np.where(there, stream, np.nan), start, step), mean
+    orders = min(_MOST_ORDERS, ceil(_HOURS_A_WEEK * per_hour / (segments.shape[1] * segments.shape[2])))
+    order = np.concatenate([random.permutation(segments.shape[1]) for _ in range(orders)])
+    return segments[:, order].reshape(len(segments), len(order) * segments.shape[2])
 
 
-def _average_alone(x: Floats, start: Floats, step: timedelta) -> Floats:
-    """The moving average of one channel, float64[S, T]."""
-    averages = _averages(
-        start[None],
-        x[None],
-        np.isfinite(x)[None],
-        np.broadcast_to(start[None, :, None], (1, *x.shape)),
-        np.zeros(x.shape, dtype=np.bool_),
-        keep=_keep(step),
-    )
-    return np.asarray(averages[0])
+def _mean(x: Floats) -> Floats:
+    """The mean of each row less its gaps, 0 for an empty one: float64[S]."""
+    known = np.isfinite(x)
+    return np.asarray(np.where(known, x, 0.0).sum(axis=1) / np.maximum(1, known.sum(axis=1)))
 
 
-def _roughness(history: Floats, step: timedelta) -> tuple[Floats, Floats]:
-    """The unit of roughness (float64[S]), and its moving average over the history."""
+def _average(x: Floats, step: timedelta, around: float | None = None) -> Floats:
+    """The moving average of a past, float64[S, T]: it begins at its mean, or at `around`, and takes gaps for that.
+
+    The recursion of `_averages` without its rounding, a stretch of points at once.
+    """
+    keep = _keep(step)
+    usual = _mean(x)[:, None] if around is None else np.full((len(x), 1), around)
+    x = np.where(np.isfinite(x), x, usual)
+    lag = np.arange(_STRETCH) - np.arange(_STRETCH)[:, None]
+    weights = np.where(lag >= 0, (1 - keep) * keep ** np.maximum(lag, 0), 0.0)
+    fading = keep ** np.arange(1, _STRETCH + 1)
+    out, last = np.empty_like(x), usual
+    for first in range(0, x.shape[1], _STRETCH):
+        part = x[:, first : first + _STRETCH]
+        n = part.shape[1]
+        out[:, first : first + n] = part @ weights[:n, :n] + last * fading[:n]
+        last = out[:, first + n - 1 : first + n]
+    return out
+
+
+def _roughness(history: Floats) -> tuple[Floats, Floats]:
+    """The unit of roughness (float64[S]), and the roughness of each move (float64[S, N − 1])."""
     with np.errstate(over="ignore", invalid="ignore"):
         moves = np.abs(np.diff(history, axis=1))
-    there = np.isfinite(moves)
-    roots = np.sqrt(np.where(there, moves, 0.0))
-    unit = (roots.sum(axis=1) / np.maximum(1, there.sum(axis=1))) ** 2
+    moves[~np.isfinite(moves)] = np.nan
+    unit = _mean(np.sqrt(moves)) ** 2
     unit = np.where(unit > 0, unit, 1.0)
-    return unit, _average_alone(np.where(there, _rough(moves, unit[:, None]), np.nan), np.ones(len(history)), step)
+    return unit, _rough(moves, unit[:, None])
 
 
-def _hourly_limit(average: Floats, per_hour: int, hourly: Floats, freedom: Floats) -> Floats:
-    """What hourly maxima of a moving average exceed with the probability `hourly`: float64[S].
+def _hourly_maxima(average: Floats, known: Bools, per_hour: int) -> Floats:
+    """The largest value of each hour (float64[S, hours]), NaN where less than half of the hour is known."""
+    n_hours = average.shape[1] // per_hour
+    shape = (len(average), n_hours, per_hour)
+    there = known[:, : n_hours * per_hour].reshape(shape).sum(axis=2)
+    return np.where(2 * there >= per_hour, average[:, : n_hours * per_hour].reshape(shape).max(axis=2), np.nan)
+
+
+def _exceeded(hours: Floats, share: Floats, freedom: Floats) -> Floats:
+    """What so small a share (float64[S]) of hourly maxima exceeds: float64[S].
 
     From their mean, standard deviation and skewness, as of a gamma distribution (Wilson & Hilferty, PNAS 17, 1931),
     where the normal quantile is replaced by Student's. Infinite where there are fewer than a dozen hours.
     """
-    n_hours = average.shape[1] // per_hour
-    if n_hours < 12:
-        return np.full(len(average), np.inf)
-    highest = average[:, -n_hours * per_hour :].reshape(len(average), n_hours, per_hour).max(axis=2)
-    ordered = np.sort(highest, axis=1)
-    middle, upper = ordered[:, n_hours // 2], ordered[:, 3 * n_hours // 4]
-    highest = np.minimum(highest, (middle + _INCIDENT * (upper - middle))[:, None])
-    mean = highest.mean(axis=1)
-    stray = highest - mean[:, None]
-    deviation = np.sqrt((stray**2).mean(axis=1))
+    n_hours = np.isfinite(hours).sum(axis=1)
+    enough = n_hours >= _FEWEST_HOURS
+    if not enough.any():
+        return np.full(len(hours), np.inf)
+    rows = np.arange(len(hours))
+    ordered = np.sort(hours, axis=1)
+    last = hours.shape[1] - 1
+    middle, upper = (ordered[rows, np.minimum(last, part * n_hours // 4)] for part in (2, 3))
+    stray = np.minimum(hours, (middle + _INCIDENT * (upper - middle))[:, None])
+    mean = _mean(stray)
+    stray = stray - mean[:, None]
+    deviation = np.sqrt(_mean(stray**2))
     with np.errstate(divide="ignore", invalid="ignore"):
-        skew = np.nan_to_num((stray**3).mean(axis=1) / deviation**3)
+        skew = np.nan_to_num(_mean(stray**3) / deviation**3)
     skew = np.clip(skew, 1e-3, _MOST_SKEW)
-    hourly = np.minimum(hourly, 0.5)
-    far = _normal(hourly) * _student(hourly, freedom)
-    return np.asarray(mean + deviation * 2 / skew * ((1 + skew * far / 6 - skew**2 / 36) ** 3 - 1))
+    share = np.minimum(share, 0.5)
+    far = _normal(share) * _student(share, freedom)
+    limit = mean + deviation * 2 / skew * ((1 + skew * far / 6 - skew**2 / 36) ** 3 - 1)
+    return np.where(enough, limit, np.inf)
 
 
 def _normal(share: Floats) -> Floats:

@@ -318,3 +318,21 @@ def test_a_floor_widens_only_what_is_narrower() -> None:
     made = floored(Forecast(panel.labels, panel.grid, None, yhat, yhat - 0.5, yhat + 2), np.array([1.0, 0.0]))
     assert made.lower[:, 0].tolist() == [9.0, 9.5]
     assert made.upper[:, 0].tolist() == [12.0, 12.0]
+
+
+def test_gaps_in_the_history_do_not_lower_a_limit() -> None:
+    y = noise(20, 4032, seed=20)
+    holed = y.copy()
+    for first in range(0, 4032, 288):
+        holed[:, first : first + 144] = np.nan
+    whole, rest = limits_of(y), limits_of(holed)
+    for channel in (SUSTAINED, ROUGHNESS, DRIFT):
+        assert np.median(rest.limit[channel] / whole.limit[channel]) == pytest.approx(1.0, abs=0.1)
+    assert np.median(rest.width / whole.width) == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_rows_limits_do_not_depend_on_the_other_rows() -> None:
+    y = noise(70, 4032, seed=21)
+    together, alone = limits_of(y), limits_of(y[68:69])
+    np.testing.assert_allclose(together.limit[:, 68:69], alone.limit, rtol=1e-12)
+    np.testing.assert_allclose(together.width[68:69], alone.width, rtol=1e-12)
