@@ -39,7 +39,7 @@ import numpy.typing as npt
 
 from anomaly_times.errors import UsageError
 from anomaly_times.models.season import blocks_of_rows, nan_median, sorted_planes
-from anomaly_times.models.tails import student_to_normal
+from anomaly_times.models.tails import pareto, student_to_normal
 from anomaly_times.panel import Floats, Forecast
 
 __all__ = [
@@ -74,8 +74,8 @@ _POINT_SHARE, _SUSTAINED_SHARE, _ROUGHNESS_SHARE, _DRIFT_SHARE = 0.5, 0.5, 0.4, 
 # A history tells how rare something is up to ten times its own length.
 _FURTHEST = 10.0
 _OUTSIDE = 1 - BAND / 100
-# The tail: where it begins, how few values it may have, its usual shape and how many values that is worth.
-_TAIL, _FEWEST_IN_TAIL, _SHAPE, _SHAPE_WEIGHT, _SHAPES = 0.02, 8, 0.2, 30.0, (-0.5, 0.6)
+# The tail: where it begins, how few values it may have, and how many values its usual shape is worth.
+_TAIL, _FEWEST_IN_TAIL, _SHAPE_WEIGHT = 0.02, 8, 30.0
 _MOST_DOUBT = 6.0
 _FEWEST_FREEDOM, _ENOUGH = 8.0, 32
 # Past forecasts are few: each order of them makes other hours.
@@ -501,16 +501,10 @@ def _tail_ratios(history: Floats, shares: Floats) -> Floats:
     unit = np.maximum(np.nan_to_num(size[:, 0], neginf=0.0), np.finfo(np.float64).tiny)
     inside = (rank < beyond[:, None]) & np.isfinite(size[:, :most])
     excess = np.where(inside, size[:, :most] - threshold[:, None], 0.0) / unit[:, None]
-    n = np.maximum(1, beyond)
-    mean = excess.sum(axis=1) / n
-    weighted = (excess * (rank + 0.35)).sum(axis=1) / n**2
+    n = np.maximum(1.0, beyond)
+    scale, shape = pareto(excess, n, weight=_SHAPE_WEIGHT)
+    drawn = n / (n + _SHAPE_WEIGHT)
     with np.errstate(divide="ignore", invalid="ignore"):
-        told = np.nan_to_num(2 - mean / (mean - 2 * weighted), nan=0.0, posinf=0.0, neginf=0.0)
-        drawn = n / (n + _SHAPE_WEIGHT)
-        shape = drawn * np.clip(told, *_SHAPES) + (1 - drawn) * _SHAPE
-        shape = np.where(np.abs(shape) < 1e-6, 1e-6, shape)
-        scale = mean * (1 - shape)
-
         n, drawn, shape, scale, near = n[:, None], drawn[:, None], shape[:, None], scale[:, None], near[:, None]
         depth = np.maximum(0.0, np.log(n / np.maximum(1, count)[:, None] / shares))
         further = depth

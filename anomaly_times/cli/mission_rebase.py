@@ -105,16 +105,24 @@ class _Edit:
     wanted: Mission
 
     def write(self) -> None:
-        """Change the file, where it does not say so already.
+        """Change the file, where it does not say so already: the whole of it, or nothing.
 
         Raises:
             UsageError: it cannot be written.
         """
+        from shutil import copymode
+
         if self.new == self.old:
             return
+        # A link stays one.
+        file = self.file.resolve()
+        part = file.with_name(f".{file.name}.part")
         try:
-            self.file.write_bytes(self.new)
+            part.write_bytes(self.new)
+            copymode(file, part)
+            part.replace(file)
         except OSError as exc:
+            part.unlink(missing_ok=True)
             raise UsageError(f"{self.file} cannot be written: {exc.strerror}") from exc
 
     def unified(self) -> list[str]:

@@ -75,8 +75,10 @@ class Auto:
         found = self._compare(history, h)
         past = {}
         alone = len(self.candidates) == 1
-        cuts = past_cuts(history.grid.n, h, _day(history), ORIGINS_OF_SLOW if self.slow else ORIGINS)
-        for cut in found.cuts if self.slow and not alone else cuts:
+        cuts = found.cuts
+        if alone or not self.slow:
+            cuts = past_cuts(history.grid.n, h, _day(history), ORIGINS_OF_SLOW if self.slow else ORIGINS)
+        for cut in cuts:
             ahead = min(h, history.grid.n - cut)
             values = np.full((history.n_series, ahead, len(SPREAD)), np.nan)
             for m, (name, model) in enumerate(self.candidates):

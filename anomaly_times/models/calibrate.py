@@ -28,7 +28,7 @@ shifted once, for good, counts as the level that always was (`settled`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -229,10 +229,7 @@ class Calibrated:
     @property
     def freedom(self) -> Floats:
         """How many independent errors the past ones of each row are worth: float64[S], 0 where there are none."""
-        freedom = np.zeros(self.history.n_series)
-        for members, past in self.past:
-            freedom[members] = past.freedom
-        return freedom
+        return self._of_past(lambda past: past.freedom)
 
     def _side(self, side: int, share: float, spread: Floats, claim: Floats) -> Floats:
         """The half-width on one side (0 below, 1 above): float64[S, h].
@@ -266,10 +263,14 @@ class Calibrated:
 
     @cached_property
     def _count(self) -> Floats:
-        count = np.zeros(self.history.n_series)
+        return self._of_past(lambda past: past.count)
+
+    def _of_past(self, figure: Callable[[Past], Floats]) -> Floats:
+        """A figure of the past errors of each row: float64[S], 0 where there are none."""
+        out = np.zeros(self.history.n_series)
         for members, past in self.past:
-            count[members] = past.count
-        return count
+            out[members] = figure(past)
+        return out
 
 
 @lru_cache(maxsize=64)

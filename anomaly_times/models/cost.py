@@ -48,7 +48,7 @@ every 64 more, which go on from nine quantiles."""
 FORECASTS, COMPARED = 4, 3
 """A forecast with its bounds is made of so many fits: itself, and those from the past that the bounds are made of.
 
-Of a candidate of `auto` there are `COMPARED` at most: itself, and the past ones that are compared.
+Of one of several candidates of `auto` there are `COMPARED` at most: itself, and the past ones that are compared.
 """
 
 
@@ -81,7 +81,9 @@ def estimated_seconds(
 
     if spec.type == "auto":
         slow = [seconds for model in _candidates(spec) if (seconds := once(model)) is not None]
-        return COMPARED * sum(slow) if slow else None
+        # An only candidate is compared with nothing, and has the bounds that it has alone.
+        alone = len(spec.params.get("candidates", ())) == 1
+        return (FORECASTS if alone else COMPARED) * sum(slow) if slow else None
     seconds = once(spec)
     return None if seconds is None else FORECASTS * seconds
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from anomaly_times.panel import Floats
 
-__all__ = ["ParetoTails", "student_to_normal", "tail_quantiles"]
+__all__ = ["ParetoTails", "pareto", "student_to_normal", "tail_quantiles"]
 
 # Where the exponential tail is fitted, and where it begins.
 _INNER, _OUTER = 0.90, 0.95
@@ -115,14 +115,28 @@ def _fit(ordered: Floats, last: Ints, *, upper: bool) -> tuple[Floats, Floats, F
     # The largest excess may be near the end of what a double holds.
     unit = np.maximum(excess.max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
     excess = excess / unit
-    mean = excess.sum(axis=1) / n[:, 0]
-    weighted = (excess * (rank + 0.35)).sum(axis=1) / n[:, 0] ** 2
+    scale, shape = pareto(excess, n[:, 0], weight=_SHAPE_WEIGHT)
+    with np.errstate(over="ignore"):
+        return threshold[:, 0], scale * unit[:, 0], shape
+
+
+def pareto(excess: Floats, n: Floats, *, weight: float) -> tuple[Floats, Floats]:
+    """Scale and shape of a generalised Pareto distribution, float64[S] each, by probability-weighted moments.
+
+    Hosking & Wallis, Technometrics 29, 1987. The shape is drawn towards 0.2, the usual one of metrics.
+
+    Args:
+        excess: over the threshold, the largest first and 0 after the last: float64[S, N], of a size that can be summed.
+        n: how many there are, at least 1: float64[S].
+        weight: how many values the usual shape is worth.
+    """
+    mean = excess.sum(axis=1) / n
+    weighted = (excess * (np.arange(excess.shape[1]) + 0.35)).sum(axis=1) / n**2
     with np.errstate(divide="ignore", invalid="ignore"):
         told = np.nan_to_num(2 - mean / (mean - 2 * weighted), nan=0.0, posinf=0.0, neginf=0.0)
-    shape = (n[:, 0] * np.clip(told, *_SHAPES) + _SHAPE_WEIGHT * _SHAPE) / (n[:, 0] + _SHAPE_WEIGHT)
+    shape = (n * np.clip(told, *_SHAPES) + weight * _SHAPE) / (n + weight)
     shape = np.where(np.abs(shape) < 1e-6, 1e-6, shape)
-    with np.errstate(over="ignore"):
-        return threshold[:, 0], mean * unit[:, 0] * (1 - shape), shape
+    return mean * (1 - shape), shape
 
 
 def student_to_normal(p: float, freedom: Floats) -> Floats:

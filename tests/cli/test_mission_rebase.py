@@ -78,6 +78,33 @@ def test_the_time_stands_in_the_file_and_all_else_as_it_was(at: Run, here: Path,
     assert (validated.exit_code, validated.stdout) == (0, "2 missions: 0 errors, 0 warnings\n")
 
 
+def test_a_write_that_fails_leaves_the_file_whole_and_nothing_beside_it(
+    at: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = Path.write_bytes
+
+    def full(self: Path, data: bytes) -> int:
+        written(self, data[:20])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    result = at("mission", "rebase", "latency", "--since", "2h")
+    assert result.exit_code == 2
+    assert "shop.yaml cannot be written: No space left on device" in result.stderr
+    assert here.read_text() == FILE
+    assert list(here.parent.iterdir()) == [here]
+
+
+def test_a_linked_file_stays_a_link_and_keeps_its_mode(at: Run, here: Path) -> None:
+    real = here.rename(here.parent.parent / "real.yaml")
+    real.chmod(0o640)
+    here.symlink_to(real)
+    assert at("mission", "rebase", "latency", "--since", "2h").exit_code == 0
+    assert here.is_symlink()
+    assert "rebase: 2026-03-01T10:00:00Z" in real.read_text()
+    assert real.stat().st_mode & 0o777 == 0o640
+
+
 def test_a_second_time_replaces_the_first_and_clear_leaves_no_trace(at: Run, here: Path) -> None:
     for name in ("latency", "traffic"):
         at("mission", "rebase", name, "--since", "2h")

@@ -147,6 +147,21 @@ def test_a_moment_at_the_old_level_does_not_end_a_change() -> None:
     assert gone.tolist() == [0, 0, 276]
 
 
+def test_no_past_forecast_meets_a_value_of_its_future() -> None:
+    y = np.random.default_rng(6).standard_normal((2, 1000))
+    met: list[Floats] = []
+
+    class Recording(Constant):
+        def forecast(self, history: Panel, *, h: int, quantiles: Sequence[float]) -> Quantiles:
+            met.append(history.y)
+            return super().forecast(history, h=h, quantiles=quantiles)
+
+    forecast_with_bounds(Recording(), panel_of(y), h=100, level=99)
+    assert len(met) == 17
+    for seen in met:
+        np.testing.assert_array_equal(seen, y[:, : seen.shape[1]])
+
+
 def test_past_forecasts_see_only_what_lies_before_them() -> None:
     model = Constant()
     forecast_with_bounds(model, panel_of(np.ones((1, 1000))), h=100, level=99)

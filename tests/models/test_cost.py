@@ -84,6 +84,7 @@ def test_auto_costs_what_its_slow_candidates_do() -> None:
     each = seconds("mstl") + seconds("arima", seasonal="native")
     assert both == pytest.approx(each * COMPARED / FORECASTS)
     # A candidate that cannot be is another check's business.
+    assert seconds("auto", candidates=["mstl"]) == pytest.approx(seconds("mstl"))
     assert seconds("auto", candidates=["mstl", 7, {"type": 3}]) == pytest.approx(seconds("mstl") * COMPARED / FORECASTS)
 
 
