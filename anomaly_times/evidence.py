@@ -1,4 +1,4 @@
-"""Evidence over time, and limits that hold it to an alert budget.
+"""Evidence over time: what each new point adds to it, and when it is enough.
 
 A point outside a band is weak evidence: a minutely series has ten thousand points a week, and many incidents are rows
 of mildly odd points, a change of roughness, or a slow drift. Five channels look for them, each causal, each with a
@@ -20,92 +20,54 @@ All that an average remembers is one number a series, and it is rounded to singl
 significant digits name such a number exactly, so one that was written to a store and read back goes on bit by bit like
 one that stayed in memory, however the points are cut into passes.
 
-Limits (`fit_limits`) are quantiles: what normal data exceeds in an hour as often as the budget allows. Of the averages
-they come from hourly maxima, over past forecasts put end to end and over the history; of points from a generalised
-Pareto tail (peaks over threshold; Siffer, Fouque, Termier & Largouet, KDD 2017) of how values stray from the median of
-their neighbours, because past errors are too few to tell how heavy tails are, and a history is long. Every limit is as
-much wider as it is badly known, so that normal data keeps the budget on average over what the history leaves open.
+Limits are made in a forecast pass, see `limits`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
-from math import ceil
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
-from anomaly_times.errors import UsageError
-from anomaly_times.models.season import blocks_of_rows, nan_median, sorted_planes
-from anomaly_times.models.tails import pareto, student_to_normal
-from anomaly_times.panel import Floats, Forecast
+from anomaly_times.panel import Floats, Limits
 
 __all__ = [
-    "BAND",
     "CHANNELS",
-    "Limits",
+    "KEPT",
+    "REASONS",
     "Memory",
     "advance",
-    "fit_limits",
-    "floored",
+    "decay",
+    "deviation",
     "incidents",
     "ratios_to_limits",
+    "remembered",
+    "root",
+    "rough",
     "strongest",
-    "widened",
+    "window",
 ]
 
 CHANNELS = ("point", "sustained", "roughness", "drift", "flat")
 """What evidence there is; arrays of evidence and of limits have them in this order."""
+KEPT = CHANNELS[1:]
+"""The channels whose evidence is kept beside the score: that of a point is in value and bounds."""
+REASONS = (*CHANNELS, "level shift", "out of range", "missing")
+"""What a score may be of; stores keep the place in this list."""
 
-BAND = 80.0
-"""The level of the band that limits are made for; `widened` makes the final one of it."""
+POINT, SUSTAINED, ROUGHNESS, DRIFT, FLAT = range(len(CHANNELS))
+LEVEL_SHIFT, OUT_OF_RANGE, MISSING = range(len(CHANNELS), len(REASONS))
 
-_WINDOW, _FEWEST_STEPS = timedelta(hours=1), 3
-_WEEK, _DAY = timedelta(weeks=1), timedelta(days=1)
-_HOURS_A_WEEK = 168
-# What is older than so many windows when the next value comes is forgotten.
-_FORGOTTEN = 3
+_HALF_LIFE, _FEWEST_STEPS = timedelta(hours=1), 3
+_REMEMBERED = timedelta(minutes=15)
 _ROUGHEST = 8.0
-# How much of the budget each channel may spend. More than the whole, for channels overlap, and limits that are badly
-# known are rather too wide.
-_POINT_SHARE, _SUSTAINED_SHARE, _ROUGHNESS_SHARE, _DRIFT_SHARE = 0.5, 0.5, 0.4, 0.5
-# A history tells how rare something is up to ten times its own length.
-_FURTHEST = 10.0
-_OUTSIDE = 1 - BAND / 100
-# The tail: where it begins, how few values it may have, and how many values its usual shape is worth.
-_TAIL, _FEWEST_IN_TAIL, _SHAPE_WEIGHT = 0.02, 8, 30.0
-_MOST_DOUBT = 6.0
-_FEWEST_FREEDOM, _ENOUGH = 8.0, 32
-# Past forecasts are few: each order of them makes other hours.
-_MOST_ORDERS, _SEED = 4, 20170612
-_STRETCH, _FEWEST_HOURS = 64, 12
-# Hourly maxima further above their median than so many times their upper quartile are incidents.
-_INCIDENT, _MOST_SKEW = 6.0, 2.5
-_KEPT_HOURS = 3.0
-_FLAT_LONGEST, _FLAT_STEPS = 3, 6
+_LEVEL_SHIFT = 0.75
 _HIGHEST, _QUIET = 2.0, timedelta(days=2)
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.intp]
-
-
-@dataclass(frozen=True, eq=False)
-class Limits:
-    """What evidence is held against, for S series; made in a forecast pass.
-
-    `usual` and `limit` are float64[5, S, n], by channel, where n is 1 or the number of points that they are used for:
-    evidence at the usual has a ratio of 0, evidence at the limit one of 1; an infinite limit is never reached. `move`
-    (float64[S, n]) is the unit of roughness, in the unit of the series. `width` (float64[S]) is by how much the 80 %
-    band is to be widened, and `capped` (bool[S]) says where the budget asked for more than the history can tell.
-    """
-
-    usual: Floats
-    limit: Floats
-    move: Floats
-    width: Floats
-    capped: Bools
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,18 +76,67 @@ class Memory:
 
     `averages` (float64[3, S]) are those of the channels `sustained`, `roughness` and `drift`, NaN where there is none
     yet, in single precision; `flat` counts the steps since the value last moved; `last` is the value at that time, NaN
-    in a gap; `idle` is how many steps ago the averages took a value (float64[S] each).
+    where it gave no evidence; `idle` is how many steps ago the averages took a value. `incident` is the envelope of
+    scores, 0 where it is over, and `silent` how many steps ago there was a score (float64[S] each).
     """
 
     averages: Floats
     flat: Floats
     last: Floats
     idle: Floats
+    incident: Floats
+    silent: Floats
 
     @classmethod
     def none(cls, n: int) -> Memory:
         """Of `n` series that nothing is known of: evidence begins at its usual value."""
-        return cls(np.full((3, n), np.nan), np.zeros(n), np.full(n, np.nan), np.zeros(n))
+        return cls(np.full((3, n), np.nan), np.zeros(n), np.full(n, np.nan), np.zeros(n), np.zeros(n), np.zeros(n))
+
+    @classmethod
+    def of(cls, kept: Floats, incident: Floats, last: Floats, *, step: timedelta) -> Memory:
+        """From what a store kept of the last steps, oldest first; at least `remembered(step)` of them.
+
+        Args:
+            kept: float64[4, S, T], by channel of `KEPT`, NaN where a point gave none.
+            incident: float64[S, T], NaN or 0 where there was none.
+            last: the value at the last of these times, float64[S].
+            step: between two points.
+        """
+        kept, incident = kept[:, :, -remembered(step) :], incident[:, -remembered(step) :]
+        n_points = incident.shape[1]
+        known = np.isfinite(kept[0])
+        idle = np.where(known.any(axis=1), np.argmax(known[:, ::-1], axis=1), n_points)
+        newest = np.maximum(n_points - 1 - idle, 0)
+        found = np.take_along_axis(kept, newest[None, :, None], axis=2)[:, :, 0] if n_points else kept[:, :, :0].sum(2)
+        remembers = idle < n_points
+        averages = np.where(remembers, _single(found[:3]), np.nan)
+        there = idle == 0 if n_points else np.zeros(len(last), dtype=np.bool_)
+        flat = np.where(there, np.nan_to_num(found[3]), 0.0)
+        envelope = np.zeros(len(last))
+        heights = np.nan_to_num(incident)
+        silent = np.full(len(last), float(n_points))
+        for t in range(n_points):
+            envelope = _faded(envelope, step)
+            stored = heights[:, t] > 1
+            envelope = np.where(stored, _single(heights[:, t]), envelope)
+            silent = np.where(stored, float(n_points - 1 - t), silent)
+        return cls(averages, flat, np.where(there, last, np.nan), idle.astype(np.float64), envelope, silent)
+
+    def rows(self, positions: Ints | Bools) -> Memory:
+        """The series at these positions, or where this boolean mask is true."""
+        return Memory(
+            self.averages[:, positions],
+            self.flat[positions],
+            self.last[positions],
+            self.idle[positions],
+            self.incident[positions],
+            self.silent[positions],
+        )
+
+
+def remembered(step: timedelta) -> int:
+    """After how many steps without evidence it begins anew: a quarter of an hour, or three."""
+    return max(_FEWEST_STEPS, round(_REMEMBERED / step))
 
 
 def advance(
@@ -133,19 +144,20 @@ def advance(
 ) -> tuple[Memory, Floats]:
     """Take the next T points of each series: what is remembered after them, and the evidence at each.
 
-    A point without a value or without a forecast changes no average. After a gap of three windows averages begin anew
-    at their usual values. However points are cut into batches, the numbers are the same, bit by bit.
+    A point without a value or without a forecast changes no average, and a value after it is none that moved. After a
+    gap (`remembered`) averages begin anew at their usual values. However points are cut into batches, the numbers are
+    the same, bit by bit.
 
     Args:
         memory: as the point before left it.
         y: float64[S, T], NaN where there is no value.
         forecast: yhat, lower, upper; float64[S, T] each, NaN where there is none.
-        limits: in force at each of the points.
+        limits: in force at each of the points; one without a `move` (NaN) is judged by itself alone.
         step: between two points.
 
     Returns:
-        The memory, and the evidence: float64[5, S, T], NaN where a point has no value or no forecast. That of `drift`
-        has the sign of the errors.
+        The memory (with the incidents as they were), and the evidence: float64[5, S, T], NaN where a point has no value
+        or no forecast. That of `drift` has the sign of the errors.
     """
     yhat, lower, upper = forecast
     n_series, n_points = y.shape
@@ -154,30 +166,39 @@ def advance(
     with np.errstate(all="ignore"):
         error = y - yhat
         ratio = error / np.where(error >= 0, upper - yhat, yhat - lower)
-        before = np.concatenate([memory.last[:, None], y[:, :-1]], axis=1)
-        move = np.abs(y - before)
-        known = np.isfinite(ratio)
-        root = _root(ratio)
-        rough = _rough(move, limits.move)
+        there = np.isfinite(ratio)
+        known = there & np.isfinite(limits.move)
+        seen = np.where(known, y, np.nan)
+        before = np.concatenate([memory.last[:, None], seen[:, :-1]], axis=1)
+        move = np.abs(seen - before)
+        signed = root(ratio)
         start = np.broadcast_to(limits.usual[1:4], (3, n_series, n_points))
-        inputs = np.stack([np.abs(root), rough, root])
+        inputs = np.stack([np.abs(signed), rough(move, limits.move), signed])
         takes = np.stack([known, known & np.isfinite(move), known])
 
     at = np.arange(n_points)
     newest = np.maximum.accumulate(np.where(known, at, -1), axis=1)
-    idle = np.where(newest >= 0, at - newest, at + 1 + memory.idle[:, None])
-    since = np.concatenate([memory.idle[:, None], idle[:, :-1]], axis=1)
-    forgotten = known & (since >= _FORGOTTEN * _window(step))
-    now = np.where(np.isnan(memory.averages), start[:, :, 0], memory.averages)
-    averages = _averages(now, inputs, takes, start, forgotten, keep=_keep(step))
+    long_ago = np.where(np.isnan(memory.averages[0]), remembered(step), memory.idle)[:, None]
+    idle = np.where(newest >= 0, at - newest, at + 1 + long_ago)
+    since = np.concatenate([long_ago, idle[:, :-1]], axis=1)
+    forgotten = known & (since >= remembered(step))
+    averages = _averages(memory.averages, inputs, takes, start, forgotten, keep=decay(step))
 
-    moved = ~(y == before)
+    moved = ~(seen == before)
     last_move = np.maximum.accumulate(np.where(moved, at, -1), axis=1)
     flat = np.where(last_move >= 0, at - last_move, at + 1 + memory.flat[:, None]).astype(np.float64)
 
     evidence = np.concatenate([np.abs(ratio)[None], averages, flat[None]])
-    evidence[:, ~known] = np.nan
-    after = Memory(averages[:, :, -1].copy(), flat[:, -1].copy(), y[:, -1].copy(), idle[:, -1].astype(np.float64))
+    evidence[0, ~there] = np.nan
+    evidence[1:, ~known] = np.nan
+    after = Memory(
+        averages[:, :, -1].copy(),
+        flat[:, -1].copy(),
+        seen[:, -1].copy(),
+        idle[:, -1].astype(np.float64),
+        memory.incident,
+        memory.silent,
+    )
     return after, evidence
 
 
@@ -199,139 +220,80 @@ def strongest(ratios: Floats) -> tuple[Floats, Ints]:
     return np.where(there, filled.max(axis=0), np.nan), np.where(there, channel, -1)
 
 
-def floored(forecast: Forecast, least: Floats) -> Forecast:
-    """The forecast with half-widths of at least `least` (float64[S]), the smallest move of each series, say."""
-    limit = np.finfo(np.float64).max
-    with np.errstate(over="ignore"):
-        lower = np.minimum(forecast.lower, forecast.yhat - least[:, None])
-        upper = np.maximum(forecast.upper, forecast.yhat + least[:, None])
-    return replace(forecast, lower=np.maximum(lower, -limit), upper=np.minimum(upper, limit))
+def is_level_shift(evidence: Floats) -> Bools:
+    """Where values have lain outside of the band for hours, on one side (bool[S, T]): drift is 0.75 of what it can be.
+
+    That takes two half-lives, two hours or six steps, of values at or beyond the bound.
+    """
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.abs(evidence[DRIFT]) >= _LEVEL_SHIFT)
 
 
-def widened(forecast: Forecast, limits: Limits) -> Forecast:
-    """The 80 % band made as wide as the budget asks."""
-    width = limits.width[:, None]
-    with np.errstate(over="ignore"):
-        lower = forecast.yhat - width * (forecast.yhat - forecast.lower)
-        upper = forecast.yhat + width * (forecast.upper - forecast.yhat)
-    limit = np.finfo(np.float64).max
-    return replace(forecast, lower=np.clip(lower, -limit, limit), upper=np.clip(upper, -limit, limit))
+def deviation(average: Floats, lower: Floats, upper: Floats) -> Floats:
+    """How far values have been from the forecast of late, in the unit of the series: that of an average of ρ.
+
+    Half-widths times the average squared, on the side of its sign; float64[S, T] all.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(average**2 * np.where(average >= 0, upper, lower))
 
 
-def incidents(score: Floats, envelope: Floats, *, step: timedelta) -> tuple[Floats, Bools]:
-    """Which points begin an incident, one alert each.
+def incidents(score: Floats, memory: Memory, *, step: timedelta) -> tuple[Memory, Floats]:
+    """Whether an incident lasts at each point: over 1 while it does, 0 when it is over (float64[S, T]).
 
-    The envelope is the largest score so far, counted up to 2, and halves every two days. An incident begins where the
-    score exceeds 1 while the envelope does not, so it is over two days after its last score of 2 or more, and six
-    hours after one of 1.1.
+    The envelope is the largest score so far, counted up to 2, and halves every two days; it is 0 where that is 1 or
+    less. An incident begins where it leaves 0, and is over two days after its last score of 2 or more, six hours after
+    one of 1.1, or when there was no score for as long as evidence is remembered.
 
     Args:
         score: float64[S, T], NaN where there is none.
-        envelope: float64[S], as the point before left it; 0 or NaN where nothing is known.
+        memory: as the point before left it.
         step: between two points.
 
     Returns:
-        The envelope after the last point (float64[S], single precision), and bool[S, T].
+        The memory after the last point, and the envelope at each.
     """
-    fades = 0.5 ** (step / _QUIET)
-    now = _single(np.nan_to_num(envelope))
-    first = np.zeros(score.shape, dtype=np.bool_)
-    heights = np.minimum(np.nan_to_num(score, posinf=_HIGHEST), _HIGHEST)
+    now, silent = memory.incident, memory.silent
+    out = np.zeros(score.shape)
+    there = np.isfinite(score)
+    heights = np.minimum(np.where(there, score, 0.0), _HIGHEST)
     for t in range(score.shape[1]):
-        now = _single(now * fades)
-        first[:, t] = (heights[:, t] > 1) & (now <= 1)
-        now = np.maximum(now, _single(heights[:, t]))
-    return now, first
+        now = np.where(silent < remembered(step), _faded(now, step), 0.0)
+        now = np.maximum(now, np.where(heights[:, t] > 1, _single(heights[:, t]), 0.0))
+        silent = np.where(there[:, t], 0.0, silent + 1)
+        out[:, t] = now
+    after = Memory(memory.averages, memory.flat, memory.last, memory.idle, now, silent)
+    return after, out
 
 
-def fit_limits(
-    history: Floats, ratios: Floats, freedom: Floats, *, step: timedelta, alerts_per_week: float = 0.5
-) -> Limits:
-    """Limits that normal data exceeds about `alerts_per_week` times a week and series, all channels together.
-
-    Args:
-        history: float64[S, N], NaN for gaps, without what no one should learn from.
-        ratios: past errors over the half-width of the 80 % band, `floored` by the resolution: float64[S, cuts, h],
-            NaN where unknown (`Calibrated.past_ratios`).
-        freedom: how many independent errors they are worth, float64[S].
-        step: between two points.
-        alerts_per_week: the budget; points and episodes of one hour count alike.
-
-    Returns:
-        Limits with n = 1. A channel whose past is too short for a limit has an infinite one.
-
-    Raises:
-        UsageError: for a budget that is not positive and finite.
-    """
-    if not 0 < alerts_per_week < np.inf:
-        raise UsageError(
-            f"an alert budget must be a positive number, got {alerts_per_week}", hint="0.5 is one alert in two weeks"
-        )
-    n_series = len(history)
-    weeks = np.isfinite(history).sum(axis=1) * (step / _WEEK)
-    with np.errstate(divide="ignore"):
-        least = 1 / (_FURTHEST * weeks)
-    hourly = np.maximum(alerts_per_week, np.minimum(least, 1e6)) / _HOURS_A_WEEK
-    freedom = np.maximum(_FEWEST_FREEDOM, freedom)
-    per_hour = max(1, round(timedelta(hours=1) / step))
-
-    usual = np.zeros((len(CHANNELS), n_series, 1))
-    limit = np.full((len(CHANNELS), n_series, 1), np.inf)
-    limit[0] = 1.0
-    usual[1], usual[2] = 0.5, 1.0
-    width, move = np.ones(n_series), np.ones((n_series, 1))
-    share = np.minimum(_POINT_SHARE * hourly, 0.5) / per_hour
-    for block in blocks_of_rows(n_series, history.shape[1]):
-        width[block] = _width(history[block], ratios[block], share[block])
-        move[block, 0], rough = _roughness(history[block])
-        few = np.full(len(rough), max(_FEWEST_FREEDOM, rough.shape[1] / per_hour / _KEPT_HOURS))
-        hours = _hourly_maxima(_average(rough, step), np.isfinite(rough), per_hour)
-        limit[2, block, 0] = _exceeded(hours, _ROUGHNESS_SHARE * hourly[block], few)
-        limit[4, block, 0] = _longest_flat(history[block], step)
-    width = np.maximum(1.0, width * _student(share / 2, freedom))
-
-    n_errors = ratios[0].size if n_series else 0
-    for block in blocks_of_rows(n_series, n_errors) if n_errors else ():
-        with np.errstate(over="ignore", invalid="ignore"):
-            drift = _put_end_to_end(_root(ratios[block] / width[block, None, None]), per_hour)
-        known = np.isfinite(drift)
-        oddness = np.abs(drift)
-        usual[1, block, 0] = _mean(oddness)
-        cuts = np.isfinite(ratios[block]).any(axis=2).sum(axis=1)
-        # How odd a forecast is on the whole differs from one to the next, so forecasts are what is counted.
-        few = np.minimum(freedom[block], np.maximum(_FEWEST_FREEDOM, cuts))
-        for channel, average, share_of, free in (
-            (1, _average(oddness, step), _SUSTAINED_SHARE, few),
-            (3, np.abs(_average(drift, step, around=0.0)), _DRIFT_SHARE, freedom[block]),
-        ):
-            hours = _hourly_maxima(average, known, per_hour)
-            limit[channel, block, 0] = _exceeded(hours, share_of * hourly[block], free)
-    enough = np.isfinite(ratios).sum(axis=(1, 2)) >= _ENOUGH
-    limit[1::2, ~enough] = np.inf
-    usual[1, ~enough] = 0.5
-    limit = np.where(limit > usual, limit, np.inf)
-    return Limits(usual, limit, move, width, alerts_per_week < least)
-
-
-def _window(step: timedelta) -> int:
+def window(step: timedelta) -> int:
     """In how many steps an average forgets one half."""
-    return max(_FEWEST_STEPS, round(_WINDOW / step))
+    return max(_FEWEST_STEPS, round(_HALF_LIFE / step))
 
 
-def _keep(step: timedelta) -> float:
-    return float(0.5 ** (1 / _window(step)))
+def decay(step: timedelta) -> float:
+    """What an average keeps of itself in a step."""
+    return float(0.5 ** (1 / window(step)))
+
+
+def root(ratio: Floats) -> Floats:
+    """ρ: the root of up to one half-width, with the sign of the error."""
+    return np.asarray(np.copysign(np.sqrt(np.minimum(np.abs(ratio), 1.0)), ratio))
+
+
+def rough(size: Floats, unit: Floats) -> Floats:
+    """What a move adds to roughness: 1 for one of the usual size."""
+    return np.asarray(np.sqrt(np.minimum(size / unit, _ROUGHEST)))
 
 
 def _single(x: Floats) -> Floats:
     return x.astype(np.float32).astype(np.float64)
 
 
-def _root(ratio: Floats) -> Floats:
-    return np.asarray(np.copysign(np.sqrt(np.minimum(np.abs(ratio), 1.0)), ratio))
-
-
-def _rough(move: Floats, unit: Floats) -> Floats:
-    return np.asarray(np.sqrt(np.minimum(move / unit, _ROUGHEST)))
+def _faded(envelope: Floats, step: timedelta) -> Floats:
+    """The envelope a step later."""
+    faded = _single(envelope * 0.5 ** (step / _QUIET))
+    return np.where(faded > 1, faded, 0.0)
 
 
 def _averages(
@@ -355,178 +317,3 @@ def _averages(
         now = after if t in every else np.where(taken[t], after, now)
         out[:, :, t] = now
     return out
-
-
-def _put_end_to_end(segments: Floats, per_hour: int) -> Floats:
-    """Segments (float64[S, cuts, h]) one after the other, in so many orders that they make a week: float64[S, T]."""
-    random = np.random.default_rng(_SEED)
-    orders = min(_MOST_ORDERS, ceil(_HOURS_A_WEEK * per_hour / (segments.shape[1] * segments.shape[2])))
-    order = np.concatenate([random.permutation(segments.shape[1]) for _ in range(orders)])
-    return segments[:, order].reshape(len(segments), len(order) * segments.shape[2])
-
-
-def _mean(x: Floats) -> Floats:
-    """The mean of each row less its gaps, 0 for an empty one: float64[S]."""
-    known = np.isfinite(x)
-    return np.asarray(np.where(known, x, 0.0).sum(axis=1) / np.maximum(1, known.sum(axis=1)))
-
-
-def _average(x: Floats, step: timedelta, around: float | None = None) -> Floats:
-    """The moving average of a past, float64[S, T]: it begins at its mean, or at `around`, and takes gaps for that.
-
-    The recursion of `_averages` without its rounding, a stretch of points at once.
-    """
-    keep = _keep(step)
-    usual = _mean(x)[:, None] if around is None else np.full((len(x), 1), around)
-    x = np.where(np.isfinite(x), x, usual)
-    lag = np.arange(_STRETCH) - np.arange(_STRETCH)[:, None]
-    weights = np.where(lag >= 0, (1 - keep) * keep ** np.maximum(lag, 0), 0.0)
-    fading = keep ** np.arange(1, _STRETCH + 1)
-    out, last = np.empty_like(x), usual
-    for first in range(0, x.shape[1], _STRETCH):
-        part = x[:, first : first + _STRETCH]
-        n = part.shape[1]
-        out[:, first : first + n] = part @ weights[:n, :n] + last * fading[:n]
-        last = out[:, first + n - 1 : first + n]
-    return out
-
-
-def _roughness(history: Floats) -> tuple[Floats, Floats]:
-    """The unit of roughness (float64[S]), and the roughness of each move (float64[S, N − 1])."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        moves = np.abs(np.diff(history, axis=1))
-    moves[~np.isfinite(moves)] = np.nan
-    unit = _mean(np.sqrt(moves)) ** 2
-    unit = np.where(unit > 0, unit, 1.0)
-    return unit, _rough(moves, unit[:, None])
-
-
-def _hourly_maxima(average: Floats, known: Bools, per_hour: int) -> Floats:
-    """The largest value of each hour (float64[S, hours]), NaN where less than half of the hour is known."""
-    n_hours = average.shape[1] // per_hour
-    shape = (len(average), n_hours, per_hour)
-    there = known[:, : n_hours * per_hour].reshape(shape).sum(axis=2)
-    return np.where(2 * there >= per_hour, average[:, : n_hours * per_hour].reshape(shape).max(axis=2), np.nan)
-
-
-def _exceeded(hours: Floats, share: Floats, freedom: Floats) -> Floats:
-    """What so small a share (float64[S]) of hourly maxima exceeds: float64[S].
-
-    From their mean, standard deviation and skewness, as of a gamma distribution (Wilson & Hilferty, PNAS 17, 1931),
-    where the normal quantile is replaced by Student's. Infinite where there are fewer than a dozen hours.
-    """
-    n_hours = np.isfinite(hours).sum(axis=1)
-    enough = n_hours >= _FEWEST_HOURS
-    if not enough.any():
-        return np.full(len(hours), np.inf)
-    rows = np.arange(len(hours))
-    ordered = np.sort(hours, axis=1)
-    last = hours.shape[1] - 1
-    middle, upper = (ordered[rows, np.minimum(last, part * n_hours // 4)] for part in (2, 3))
-    stray = np.minimum(hours, (middle + _INCIDENT * (upper - middle))[:, None])
-    mean = _mean(stray)
-    stray = stray - mean[:, None]
-    deviation = np.sqrt(_mean(stray**2))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        skew = np.nan_to_num(_mean(stray**3) / deviation**3)
-    skew = np.clip(skew, 1e-3, _MOST_SKEW)
-    share = np.minimum(share, 0.5)
-    far = _normal(share) * _student(share, freedom)
-    limit = mean + deviation * 2 / skew * ((1 + skew * far / 6 - skew**2 / 36) ** 3 - 1)
-    return np.where(enough, limit, np.inf)
-
-
-def _normal(share: Floats) -> Floats:
-    """The normal quantile that `share` (float64[S], under one half) exceeds."""
-    values, which = np.unique(share, return_inverse=True)
-    quantile = NormalDist().inv_cdf
-    return np.array([quantile(1 - max(1e-15, min(0.5, one))) for one in values.tolist()])[which]
-
-
-def _student(share: Floats, freedom: Floats) -> Floats:
-    """How many times as far as the normal quantile Student's lies that `share` exceeds: float64[S]."""
-    out = np.ones(len(share))
-    values, which = np.unique(share, return_inverse=True)
-    for i, one in enumerate(values.tolist()):
-        if one < 0.49:
-            rows = which == i
-            out[rows] = student_to_normal(1 - max(1e-15, one), freedom[rows])
-    return out
-
-
-def _width(history: Floats, ratios: Floats, share: Floats) -> Floats:
-    """How many times as far as the 80 % band errors lie that are as rare as `share`: float64[S].
-
-    The tail is that of what values stray from their neighbours by. Where errors have a heavier one, because what is odd
-    lasts, it is as much wider as the eighth largest past error lies beyond what is as rare among values.
-    """
-    n_errors = np.isfinite(ratios).sum(axis=(1, 2))
-    size = np.where(np.isfinite(ratios), np.abs(ratios), 0.0).reshape(len(ratios), -1)
-    known = n_errors >= _ENOUGH
-    tails = _tail_ratios(history, np.stack([share, _FEWEST_IN_TAIL / np.maximum(_ENOUGH, n_errors)], axis=1))
-    if not known.any():
-        return tails[:, 0]
-    far = -np.partition(-size, _FEWEST_IN_TAIL, axis=1)[:, _FEWEST_IN_TAIL]
-    return tails[:, 0] * np.where(known, np.maximum(1.0, far / np.maximum(1.0, tails[:, 1])), 1.0)
-
-
-def _tail_ratios(history: Floats, shares: Floats) -> Floats:
-    """How far out the values of each share lie (float64[S, K]), by how far two in ten stray from the median of five.
-
-    Read off a generalised Pareto tail beyond the largest fiftieth, its shape from probability-weighted moments (Hosking
-    & Wallis, Technometrics 29, 1987) drawn towards 0.2. The tail is followed further than a share says by half the
-    variance of the logarithm of what lies beyond (from the information matrix of scale and shape), so that the share is
-    the mean of what lies beyond.
-    """
-    if history.shape[1] < 5:
-        return np.ones(shares.shape)
-    with np.errstate(over="ignore", invalid="ignore"):
-        planes = [history[:, i : history.shape[1] - 4 + i] for i in range(5)]
-        stray = np.abs(planes[2] - sorted_planes(planes)[2])
-    known = np.isfinite(stray)
-    count = known.sum(axis=1)
-    size = np.sort(np.where(known, -stray, np.inf), axis=1)
-    np.negative(size, out=size)
-    rows = np.arange(len(size))
-    near = size[rows, np.minimum((_OUTSIDE * count).astype(np.intp), stray.shape[1] - 1)]
-    # A series that is mostly still: what it moves by when it moves.
-    moving = nan_median(np.where(known & (stray > 0), stray, np.nan))
-    near = np.where(near > 0, near, np.nan_to_num(moving))
-
-    beyond = np.maximum(_FEWEST_IN_TAIL, np.rint(_TAIL * count)).astype(np.intp)
-    most = min(int(beyond.max(initial=0)), stray.shape[1] - 1)
-    beyond = np.minimum(beyond, most)
-    rank = np.arange(most)
-    threshold = np.maximum(size[rows, beyond], 0.0)
-    unit = np.maximum(np.nan_to_num(size[:, 0], neginf=0.0), np.finfo(np.float64).tiny)
-    inside = (rank < beyond[:, None]) & np.isfinite(size[:, :most])
-    excess = np.where(inside, size[:, :most] - threshold[:, None], 0.0) / unit[:, None]
-    n = np.maximum(1.0, beyond)
-    scale, shape = pareto(excess, n, weight=_SHAPE_WEIGHT)
-    drawn = n / (n + _SHAPE_WEIGHT)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        n, drawn, shape, scale, near = n[:, None], drawn[:, None], shape[:, None], scale[:, None], near[:, None]
-        depth = np.maximum(0.0, np.log(n / np.maximum(1, count)[:, None] / shares))
-        further = depth
-        for _ in range(2):
-            by_scale = (1 - np.exp(-shape * further)) / shape
-            by_shape = (further - by_scale) / shape * drawn
-            variance = (1 + shape) / n * (2 * by_scale**2 + (1 + shape) * by_shape**2 - 2 * by_scale * by_shape)
-            further = np.where(depth > 0, depth + np.minimum(variance, _MOST_DOUBT) / 2, 0.0)
-        beyond_seen = threshold[:, None] / unit[:, None] + scale * (np.exp(shape * further) - 1) / shape
-        at = np.minimum((shares * count[:, None]).astype(np.intp), stray.shape[1] - 1)
-        seen = np.take_along_axis(size, at, axis=1) / unit[:, None]
-        ratio = np.where(depth > 0, beyond_seen, seen) / (near / unit[:, None])
-    return np.where((near > 0) & np.isfinite(ratio), ratio, 1.0)
-
-
-def _longest_flat(history: Floats, step: timedelta) -> Floats:
-    """From how many steps without a move on a series hangs (float64[S]): infinite where it never moved."""
-    still = history[:, 1:] == history[:, :-1]
-    there = np.isfinite(history[:, 1:]) & np.isfinite(history[:, :-1])
-    at = np.arange(still.shape[1])
-    run = at - np.maximum.accumulate(np.where(still, -1, at), axis=1)
-    longest = run.max(axis=1, initial=0)
-    least = max(_FLAT_STEPS, ceil(timedelta(hours=1) / step))
-    moved = (there & ~still).any(axis=1)
-    return np.where(moved, np.maximum(_FLAT_LONGEST * longest, least).astype(np.float64), np.inf)

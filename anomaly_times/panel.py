@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,18 @@ from anomaly_times.errors import UsageError
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["Floats", "Forecast", "Grid", "Labels", "Panel", "Quantiles", "Scores", "round_significant"]
+__all__ = [
+    "Evidence",
+    "Floats",
+    "Forecast",
+    "Grid",
+    "Labels",
+    "Limits",
+    "Panel",
+    "Quantiles",
+    "Scores",
+    "round_significant",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -301,12 +312,31 @@ class Quantiles:
 
 
 @dataclass(frozen=True, eq=False)
+class Limits:
+    """What evidence is held against, for S series; made in a forecast pass, see `limits.fit_limits`.
+
+    `usual` and `limit` are float64[5, S, n], by channel (`evidence.CHANNELS`), where n is 1 or the number of points
+    that they are used for: evidence at the usual has a ratio of 0, evidence at the limit one of 1; an infinite limit is
+    never reached. `move` (float64[S, n]) is the unit of roughness, in the unit of the series; NaN where there are none.
+    """
+
+    usual: Floats
+    limit: Floats
+    move: Floats
+
+    def rows(self, positions: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Limits:
+        """The series at these positions, or where this boolean mask is true."""
+        return Limits(self.usual[:, positions], self.limit[:, positions], self.move[positions])
+
+
+@dataclass(frozen=True, eq=False)
 class Forecast:
     """What is stored: `yhat` with final bounds, float64[S, h] each, at `grid`, made from history up to `cutoff`.
 
     `labels` are those of the source series, NaN means no forecast, `notes` and `models` are as in `Quantiles`, and
     `warming` holds the rows that are too young for bounds of their own. A forecast read back from a store carries the
-    labels that it was written with, and no cutoff: its points may stem from several.
+    labels that it was written with, and no cutoff: its points may stem from several. `limits` are those of evidence
+    over time, one a series; of a forecast that was read back, one a point. `None` where points alone are judged.
     """
 
     labels: tuple[Labels, ...]
@@ -318,6 +348,7 @@ class Forecast:
     notes: Mapping[int, str] = field(default_factory=dict)
     models: Mapping[int, Choice] = field(default_factory=dict)
     warming: frozenset[int] = frozenset()
+    limits: Limits | None = None
 
     def __post_init__(self) -> None:
         _check_rows("Forecast", self.labels, self.grid, {"yhat": self.yhat, "lower": self.lower, "upper": self.upper})
@@ -334,6 +365,7 @@ class Forecast:
             notes={new: self.notes[int(old)] for new, old in enumerate(positions) if int(old) in self.notes},
             models={new: self.models[int(old)] for new, old in enumerate(positions) if int(old) in self.models},
             warming=frozenset(new for new, old in enumerate(positions) if int(old) in self.warming),
+            limits=self.limits.rows(positions) if self.limits is not None else None,
         )
 
     def to_frame(self) -> pl.DataFrame:
@@ -345,11 +377,32 @@ class Forecast:
 
 
 @dataclass(frozen=True, eq=False)
+class Evidence:
+    """What detection kept of evidence over time: `values` (float64[4, S, T]) by channel, NaN where a point gave none.
+
+    In the order of `evidence.KEPT`. `incident` (float64[S, T]) is over 1 while an incident lasts, else NaN or 0. Read
+    back from a store, numbers have 9 digits, and `labels` are those that they were written with.
+    """
+
+    labels: tuple[Labels, ...]
+    grid: Grid
+    values: Floats
+    incident: Floats
+
+    def __post_init__(self) -> None:
+        _check_rows("Evidence", self.labels, self.grid, {"values": self.values[0], "incident": self.incident})
+
+
+@dataclass(frozen=True, eq=False)
 class Scores:
     """What detection finds: `score[i, t]` of series `i`, with what it compared; float64[S, T] each.
 
     0 at the forecast, 1 at the bound, over 1 anomalous. NaN where there is no score: no value, or no forecast.
     `labels` are those of the source series.
+
+    What is kept beside it: `reason` (float64[S, T]) is the place in `evidence.REASONS` of what the score is of;
+    `evidence` (float64[4, S, T]) is that of the channels over time, NaN where a point gave none; `incident`
+    (float64[S, T]) is over 1 while an incident lasts, else 0. Each is `None` where it was not asked for.
     """
 
     labels: tuple[Labels, ...]
@@ -359,14 +412,35 @@ class Scores:
     lower: Floats
     upper: Floats
     score: Floats
+    reason: Floats | None = None
+    evidence: Floats | None = None
+    incident: Floats | None = None
 
     def __post_init__(self) -> None:
-        _check_rows(
-            "Scores",
-            self.labels,
-            self.grid,
-            {"y": self.y, "yhat": self.yhat, "lower": self.lower, "upper": self.upper, "score": self.score},
-        )
+        _check_rows("Scores", self.labels, self.grid, self._by_point())
+        if self.evidence is not None:
+            _check_rows("Scores", self.labels, self.grid, {"evidence": self.evidence[0]})
+
+    def _by_point(self) -> dict[str, Floats]:
+        """All that is float64[S, T], by field."""
+        names = ("y", "yhat", "lower", "upper", "score", "reason", "incident")
+        found = {name: getattr(self, name) for name in names}
+        return {name: array for name, array in found.items() if array is not None}
+
+    def columns(self, key: slice) -> Scores:
+        """The same series over a part of the time; views."""
+        parts: dict[str, Any] = {name: array[:, key] for name, array in self._by_point().items()}
+        evidence = self.evidence[:, :, key] if self.evidence is not None else None
+        return replace(self, grid=self.grid[key], evidence=evidence, **parts)
+
+    def only(self, keep: npt.NDArray[np.bool_]) -> Scores:
+        """The points where `keep` (bool[S, T]); the others have no score, and nothing beside it."""
+        if keep.all():
+            return self
+        ours = {name: array for name, array in self._by_point().items() if name in ("score", "reason", "incident")}
+        parts: dict[str, Any] = {name: np.where(keep, array, np.nan) for name, array in ours.items()}
+        evidence = np.where(keep, self.evidence, np.nan) if self.evidence is not None else None
+        return replace(self, evidence=evidence, **parts)
 
     def to_frame(self, *, gaps: bool = False) -> pl.DataFrame:
         """Long polars frame `unique_id, ds (UTC), y, yhat, yhat_lower, yhat_upper, score`.

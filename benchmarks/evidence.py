@@ -30,17 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from anomaly_times import evidence
-from anomaly_times.evidence import (
-    BAND,
-    CHANNELS,
-    Memory,
-    advance,
-    fit_limits,
-    floored,
-    ratios_to_limits,
-    strongest,
-    widened,
-)
+from anomaly_times.evidence import CHANNELS, Memory, advance, ratios_to_limits, strongest
+from anomaly_times.limits import BAND, fit_limits, floored, widened
 from anomaly_times.mission import Detect, ModelSpec
 from anomaly_times.models import build_model
 from anomaly_times.models.calibrate import Calibrated, calibrated
@@ -282,7 +273,7 @@ def cost() -> Iterator[str]:
         def job(memory: Memory = memory, y: Floats = y, band: tuple[Floats, ...] = band) -> None:
             _, made = advance(memory, y, (band[0], band[1], band[2]), limits, step=5 * MINUTE)  # noqa: B023
             score, _ = strongest(ratios_to_limits(made, limits))  # noqa: B023
-            evidence.incidents(score, np.zeros(len(y)), step=5 * MINUTE)
+            evidence.incidents(score, memory, step=5 * MINUTE)
 
         yield f"| {name} of {n:,} series | {1e6 * _fastest(job) / y.size:.2f} µs a point |"
     history, part = random.standard_normal((1_000, 4032)), random.standard_normal((1_000, 16, 24))
@@ -385,7 +376,8 @@ def nab(folder: Path) -> Iterator[str]:
     replay = replayed(panel, first, size, lookback=14 * DAY // size.step)
     ratios = replay.ratios(USUAL_BUDGET)
     score, _ = strongest(ratios)
-    _, begun = evidence.incidents(score, np.zeros(len(score)), step=size.step)
+    _, incident = evidence.incidents(score, Memory.none(len(score)), step=size.step)
+    begun = (incident > 1) & (np.concatenate([np.zeros((len(score), 1)), incident[:, :-1]], axis=1) == 0)
     for name, flags in (
         ("score > 1", score > 1),
         ("first of an incident", begun),

@@ -9,16 +9,13 @@ import pytest
 from anomaly_times.errors import UsageError
 from anomaly_times.evidence import (
     CHANNELS,
-    Limits,
     Memory,
     advance,
-    fit_limits,
-    floored,
     incidents,
     ratios_to_limits,
     strongest,
-    widened,
 )
+from anomaly_times.limits import FittedLimits, fit_limits, floored, widened
 from anomaly_times.panel import Floats, Forecast
 from anomaly_times.testing import panel_of
 
@@ -31,7 +28,7 @@ def noise(n_series: int, n_points: int, *, seed: int) -> Floats:
     return np.random.default_rng(seed).standard_normal((n_series, n_points))
 
 
-def limits_of(y: Floats, *, step: timedelta = FIVE, budget: float = 0.5) -> Limits:
+def limits_of(y: Floats, *, step: timedelta = FIVE, budget: float = 0.5) -> FittedLimits:
     """Limits from a past that was forecast with 0, by a band that holds 80 % of standard normal values."""
     h = round(12 * HOUR / step)
     cuts = np.linspace(0.4 * y.shape[1], y.shape[1] - h, 16).astype(int)
@@ -40,13 +37,13 @@ def limits_of(y: Floats, *, step: timedelta = FIVE, budget: float = 0.5) -> Limi
     return fit_limits(y, ratios, freedom, step=step, alerts_per_week=budget)
 
 
-def band(y: Floats, limits: Limits) -> tuple[Floats, Floats, Floats]:
+def band(y: Floats, limits: FittedLimits) -> tuple[Floats, Floats, Floats]:
     """What forecasts of 0 are held against: yhat, lower, upper."""
     reach = np.broadcast_to(NINE_TENTHS * limits.width[:, None], y.shape)
     return np.zeros(y.shape), -reach, reach
 
 
-def ratios(y: Floats, limits: Limits, *, step: timedelta = FIVE) -> Floats:
+def ratios(y: Floats, limits: FittedLimits, *, step: timedelta = FIVE) -> Floats:
     _, evidence = advance(Memory.none(len(y)), y, band(y, limits), limits, step=step)
     return ratios_to_limits(evidence, limits)
 
@@ -76,22 +73,31 @@ def test_scores_are_the_same_bit_by_bit_however_points_are_cut_into_passes(step:
     bands[0][5, 200:260] = np.nan
     whole_memory, whole = advance(Memory.none(7), y, bands, limits, step=step)
     score, _ = strongest(ratios_to_limits(whole, limits))
-    whole_envelope, whole_first = incidents(score, np.zeros(7), step=step)
+    after_whole, whole_incident = incidents(score, Memory.none(7), step=step)
+    scored = np.isfinite(score)
+    kept = np.where(scored & (whole_incident > 1), whole_incident, np.nan)
 
     for pieces in range(2, 30, 9):
-        memory, envelope = Memory.none(7), np.zeros(7)
-        parts, firsts = [], []
+        memory, silent = Memory.none(7), Memory.none(7)
+        parts, lasting = [], []
         for part in np.split(np.arange(400), np.sort(random.choice(400, pieces - 1, replace=False))):
             memory, evidence = advance(memory, y[:, part], tuple(each[:, part] for each in bands), limits, step=step)  # type: ignore[arg-type]
-            memory = Memory(*(as_stored(each) for each in (memory.averages, memory.flat, memory.last, memory.idle)))
-            envelope, first = incidents(score[:, part], as_stored(envelope), step=step)
+            silent, incident = incidents(score[:, part], silent, step=step)
             parts.append(evidence)
-            firsts.append(first)
+            lasting.append(incident)
+            # As a process that knows nothing but the store goes on.
+            so_far = slice(0, part[-1] + 1)
+            stored = as_stored(np.concatenate(parts, axis=2)[1:])
+            memory = silent = Memory.of(stored, as_stored(kept[:, so_far]), y[:, part[-1]], step=step)
         np.testing.assert_array_equal(np.concatenate(parts, axis=2), whole)
-        np.testing.assert_array_equal(np.concatenate(firsts, axis=1), whole_first)
-        np.testing.assert_array_equal(envelope, whole_envelope)
-        np.testing.assert_array_equal(np.float32(memory.averages), whole_memory.averages)
+        np.testing.assert_array_equal(
+            np.concatenate(lasting, axis=1) * np.isfinite(score), whole_incident * np.isfinite(score)
+        )
+        np.testing.assert_array_equal(
+            memory.averages[:, np.isfinite(y[:, -1])], whole_memory.averages[:, np.isfinite(y[:, -1])]
+        )
         np.testing.assert_array_equal(memory.flat, whole_memory.flat)
+        np.testing.assert_array_equal(memory.incident, after_whole.incident)
 
 
 def test_no_points_change_nothing() -> None:
@@ -122,17 +128,17 @@ def test_a_move_over_a_gap_is_no_roughness() -> None:
     assert evidence[ROUGHNESS, 0, 3] == evidence[ROUGHNESS, 0, 1]
 
 
-def test_after_a_gap_of_hours_averages_begin_anew_at_what_is_usual() -> None:
+def test_after_a_quarter_of_an_hour_without_values_averages_begin_anew_at_what_is_usual() -> None:
     limits = limits_of(noise(1, 2016, seed=1))
     y = np.full((1, 100), 10.0)
-    y[0, 40:76] = np.nan
+    y[0, 40:43] = np.nan
     _, evidence = advance(Memory.none(1), y, band(y, limits), limits, step=FIVE)
     sustained = evidence[SUSTAINED, 0]
     assert sustained[39] > 0.8
-    assert sustained[76] < limits.usual[SUSTAINED, 0, 0] + 0.06
-    y[0, 70] = 10.0
+    assert sustained[43] < limits.usual[SUSTAINED, 0, 0] + 0.06
+    y[0, 42] = 10.0
     _, evidence = advance(Memory.none(1), y, band(y, limits), limits, step=FIVE)
-    assert evidence[SUSTAINED, 0, 70] > 0.8
+    assert evidence[SUSTAINED, 0, 42] > 0.8
 
 
 @pytest.mark.parametrize("step", [MINUTE, FIVE, HOUR])
@@ -292,8 +298,9 @@ def test_one_incident_is_one_alert_until_two_days_of_quiet() -> None:
     score[0, 100 + 4 * day] = 1.2
     score[0, 100 + 5 * day] = np.nan
     score[0, 100 + 5 * day + 1] = 1.2
-    _, first = incidents(score, np.zeros(1), step=FIVE)
-    assert np.flatnonzero(first[0]).tolist() == [100, 100 + 4 * day, 100 + 5 * day + 1]
+    _, incident = incidents(score, Memory.none(1), step=FIVE)
+    begins = (incident[0] > 1) & (np.append(0.0, incident[0, :-1]) == 0)
+    assert np.flatnonzero(begins).tolist() == [100, 100 + 4 * day, 100 + 5 * day + 1]
 
 
 def test_the_final_band_is_the_80_percent_band_times_the_width() -> None:
