@@ -9,7 +9,7 @@ hour apart are one. The settings of `anomaly_times.evidence` were chosen on thes
 
 `nab`: `artificialWithAnomaly` and `realAWSCloudwatch`, forecasts and limits every hour, half an alert a week, nothing
 tuned on them. Windows are labelled incidents: one is found where a score inside it exceeds 1. The standard score is
-that of the Numenta Anomaly Benchmark (Lavin & Ahmad, ICMLA 2015, profile `standard`).
+that of the Numenta Anomaly Benchmark, see `nab_score`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from anomaly_times.models.calibrate import Calibrated, calibrated
 from anomaly_times.panel import Floats, Forecast, Grid, Panel
 from anomaly_times.scoring import final_bounds, resolution
 from anomaly_times.testing import panel_of
+from benchmarks.nab_score import NabFile, nab_score
 
 Bools = npt.NDArray[np.bool_]
 
@@ -291,21 +292,6 @@ def _fastest(job: Callable[[], object]) -> float:
     return min(taken)
 
 
-@dataclass(frozen=True, eq=False)
-class NabFile:
-    """One series of NAB: its row of the panel, the column of each line of its file, windows in lines (inclusive)."""
-
-    name: str
-    row: int
-    columns: npt.NDArray[np.intp]
-    windows: tuple[tuple[int, int], ...]
-
-    @property
-    def probation(self) -> int:
-        """The first lines, 15 per cent and 750 at most, do not count."""
-        return int(min(0.15 * len(self.columns), 750))
-
-
 def nab_panel(folder: Path) -> tuple[Panel, list[NabFile]]:
     """All series on one grid of five minutes, ending together; of two values at one time the later counts."""
     labelled = json.loads((folder / "windows.json").read_text())
@@ -331,41 +317,6 @@ def nab_panel(folder: Path) -> tuple[Panel, list[NabFile]]:
 
 def _slot(text: str) -> int:
     return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()) // 300
-
-
-def nab_score(hot: Sequence[Bools], files: Sequence[NabFile]) -> float:
-    """NAB's standard score in per cent: 0 for a detector that says nothing, 100 for a perfect one.
-
-    Lavin & Ahmad, Evaluating Real-time Anomaly Detection Algorithms, ICMLA 2015, section II: the first detection in a
-    window counts by a sigmoid of its place in it, one outside by −0.11 times a sigmoid of how far behind the last
-    window it lies, a window without one by −1.
-    """
-    raw, total = 0.0, 0
-    for flags, file in zip(hot, files, strict=True):
-        lines = np.flatnonzero(flags)
-        lines = lines[lines >= file.probation]
-        inside = np.zeros(len(lines), dtype=np.bool_)
-        total += len(file.windows)
-        for first, last in file.windows:
-            within = (lines >= first) & (lines <= last)
-            inside |= within
-            if within.any():
-                place = (lines[within][0] - last - 1) / (last - first + 1)
-                raw += _sigmoid(place) / _sigmoid(-1.0)
-            elif last >= file.probation:
-                raw -= 1.0
-            else:
-                total -= 1
-        for line in lines[~inside]:
-            before = [(first, last) for first, last in file.windows if last < line]
-            first, last = before[-1] if before else (0, 0)
-            raw += 0.11 * (_sigmoid((line - last) / (last - first)) if before else -1.0)
-    return 100 * (raw + total) / (2 * total)
-
-
-def _sigmoid(place: float) -> float:
-    """NAB's scaled sigmoid: 1 well inside, 0 at the end of a window, −1 beyond three of its widths."""
-    return -1.0 if place > 3 else float(2 / (1 + np.exp(5 * place)) - 1)
 
 
 def nab(folder: Path) -> Iterator[str]:
