@@ -15,21 +15,30 @@ from anomaly_times.panel import Labels
 
 __all__ = [
     "DETECTION_DEPLOYMENT",
+    "EVIDENCE",
     "FAILED",
     "FORECASTING_DEPLOYMENT",
     "FORECAST_METRICS",
+    "INCIDENT",
+    "LABEL_CHANNEL",
     "LABEL_KIND",
     "LABEL_METRIC",
     "LABEL_MISSION",
+    "LIMIT",
+    "LIMIT_METRICS",
     "LOWER",
     "MISSION_NAME",
+    "MOVE",
     "OUR_METRICS",
     "PRED",
+    "REASON",
     "SCORE",
     "TAG",
     "TAG_PAUSED",
     "UPPER",
+    "USUAL",
     "Kind",
+    "channel_labels",
     "lead_ms",
     "lease_name",
     "lock_name",
@@ -48,13 +57,27 @@ LOWER = "anomaly_lower"
 UPPER = "anomaly_upper"
 SCORE = "anomaly_score"
 FORECAST_METRICS = (PRED, LOWER, UPPER)
+LIMIT = "anomaly_limit"
+"""What the evidence of a channel (the label `channel`) is held against; once a forecast, as are the next two."""
+USUAL = "anomaly_usual"
+"""What the evidence of a channel is in normal times."""
+MOVE = "anomaly_move"
+"""How far a series moves from one point to the next: the unit of roughness."""
+LIMIT_METRICS = (LIMIT, USUAL, MOVE)
+REASON = "anomaly_reason"
+"""Beside each score, what it is of: a place in `evidence.REASONS`."""
+INCIDENT = "anomaly_incident"
+"""Beside each score while an incident lasts: over 1, fading."""
+EVIDENCE = "anomaly_evidence"
+"""Beside each score, the evidence of a channel (the label `channel`)."""
 FAILED = "anomaly_mission_failed"
 """1 at the time of a run in which a mission failed, with the labels `mission` and `kind`."""
-OUR_METRICS = (*FORECAST_METRICS, SCORE, FAILED)
+OUR_METRICS = (*FORECAST_METRICS, *LIMIT_METRICS, SCORE, REASON, INCIDENT, EVIDENCE, FAILED)
 
 LABEL_MISSION = "mission"
 LABEL_METRIC = "metric"
 LABEL_KIND = "kind"
+LABEL_CHANNEL = "channel"
 
 MISSION_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62})")
 """What a mission may be called (full match): at most 63 characters."""
@@ -98,6 +121,19 @@ def source_labels(written: Labels, mission_labels: Mapping[str, str] | None = No
             out[name.removeprefix("exported_")] = value
         elif name != LABEL_MISSION and (mission_labels or {}).get(name) != value:
             out[name] = value
+    return Labels.of(out)
+
+
+def channel_labels(written: Labels, channel: str) -> Labels:
+    """The labels of the evidence of one channel for results that carry `written`.
+
+    A label `channel` of the series itself becomes `exported_channel`, and that, where there is one, gets the prefix
+    once more.
+    """
+    out, name, value = dict(written), LABEL_CHANNEL, channel
+    while value:
+        out[name], value = value, out.get(name, "")
+        name = f"exported_{name}"
     return Labels.of(out)
 
 

@@ -35,13 +35,22 @@ from anomaly_times.panel import Floats, Limits
 
 __all__ = [
     "CHANNELS",
+    "DRIFT",
+    "FLAT",
     "KEPT",
+    "LEVEL_SHIFT",
+    "MISSING",
+    "OUT_OF_RANGE",
+    "POINT",
     "REASONS",
+    "ROUGHNESS",
+    "SUSTAINED",
     "Memory",
     "advance",
     "decay",
     "deviation",
     "incidents",
+    "is_level_shift",
     "ratios_to_limits",
     "remembered",
     "root",
@@ -64,6 +73,7 @@ _HALF_LIFE, _FEWEST_STEPS = timedelta(hours=1), 3
 _REMEMBERED = timedelta(minutes=15)
 _ROUGHEST = 8.0
 _LEVEL_SHIFT = 0.75
+_LARGEST = 1e300
 _HIGHEST, _QUIET = 2.0, timedelta(days=2)
 
 Bools = npt.NDArray[np.bool_]
@@ -166,6 +176,7 @@ def advance(
     with np.errstate(all="ignore"):
         error = y - yhat
         ratio = error / np.where(error >= 0, upper - yhat, yhat - lower)
+        ratio = np.clip(ratio, -_LARGEST, _LARGEST)
         there = np.isfinite(ratio)
         known = there & np.isfinite(limits.move)
         seen = np.where(known, y, np.nan)

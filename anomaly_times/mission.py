@@ -30,10 +30,27 @@ from anomaly_times.durations import Duration, DurationOrZero, format_duration, m
 from anomaly_times.panel import Grid, Labels
 from anomaly_times.settings import WriteMode
 
-__all__ = ["Alert", "Detect", "Direction", "Exclusion", "Forecasting", "Missing", "Mission", "ModelSpec", "Silence"]
+__all__ = [
+    "Alert",
+    "Budget",
+    "Detect",
+    "Direction",
+    "Exclusion",
+    "Forecasting",
+    "Missing",
+    "Mission",
+    "ModelSpec",
+    "Silence",
+    "Watched",
+]
 
 Direction = Literal["both", "above", "below"]
 Missing = Literal["ignore", "zero", "anomaly"]
+Watched = Literal["all", "point"]
+Budget = Literal["series", "mission"]
+
+MOST_ALERTS = 168.0
+"""A week: one an hour. Who wants more wants a plain interval."""
 
 
 class _Spec(BaseModel):
@@ -164,7 +181,12 @@ class Forecasting(_Cadence):
     model: Annotated[ModelSpec, BeforeValidator(_model)] = Field(
         default=ModelSpec(), description="a name (`at models` lists them), or `{type: ets, …parameters}`"
     )
-    level: float = Field(default=99.9, gt=0, lt=100, description="per cent of normal points inside the bounds")
+    level: float | None = Field(
+        default=None,
+        gt=0,
+        lt=100,
+        description="per cent of normal points inside the bounds, in place of `detect.alerts_per_week`",
+    )
     interval_scale: ScalePair = Field(default=(1.0, 1.0), description="widens the bounds: [below, above], or one")
     exclude: tuple[Exclusion, ...] = Field(default=(), description="stretches of history not to learn from")
     rebase: Annotated[datetime, BeforeValidator(_instant)] | None = Field(
@@ -177,6 +199,14 @@ class Detect(_Cadence):
     """How new points are held against the forecast."""
 
     every: Duration = Field(default=parse_duration("1m"), description="how often new points are scored")
+    alerts_per_week: float = Field(
+        default=0.5, gt=0, le=MOST_ALERTS, allow_inf_nan=False, description="false alarms that normal data may raise"
+    )
+    per: Budget = Field(default="series", description="whose `alerts_per_week` it is: each series', or the mission's")
+    evidence: Watched = Field(
+        default="all",
+        description="`all`: points, and what lasts, roughens, drifts or stands still; `point`: points alone",
+    )
     direction: Direction = Field(default="both", description="the side of the forecast that counts as anomalous")
     min_deviation: SidePair = Field(default=(0.0, 0.0), description="smaller deviations score 0: [below, above]")
     min_relative_deviation: RatioPair = Field(default=(0.0, 0.0), description="the same, as a share of the forecast")
@@ -285,12 +315,21 @@ class Mission(_Spec):
             raise ValueError("the lookback must cover two steps at least")
         if self.horizon < self.step:
             raise ValueError("the horizon must cover one step at least")
+        if self.forecast.level is not None and (budget := {"alerts_per_week", "per"} & self.detect.model_fields_set):
+            raise ValueError(
+                f"`forecast.level` and `detect.{min(budget)}` say two things: keep the interval, or the alert budget"
+            )
         return self
 
     @property
     def horizon(self) -> timedelta:
         """How far a forecast reaches past its cutoff."""
         return self.forecast.horizon or 2 * self.forecast.period
+
+    @property
+    def watches_over_time(self) -> bool:
+        """Whether more than single points counts as evidence; an interval of so many per cent is about points."""
+        return self.detect.evidence == "all" and self.forecast.level is None
 
     @property
     def h(self) -> int:

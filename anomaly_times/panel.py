@@ -328,6 +328,16 @@ class Limits:
         """The series at these positions, or where this boolean mask is true."""
         return Limits(self.usual[:, positions], self.limit[:, positions], self.move[positions])
 
+    def columns(self, key: slice) -> Limits:
+        """The same series at a part of the points; those with n = 1 are for any."""
+        if self.move.shape[1] == 1:
+            return self
+        return Limits(self.usual[:, :, key], self.limit[:, :, key], self.move[:, key])
+
+    def rounded(self) -> Limits:
+        """The same with 9 significant digits, as stores keep them."""
+        return Limits(round_significant(self.usual), round_significant(self.limit), round_significant(self.move))
+
 
 @dataclass(frozen=True, eq=False)
 class Forecast:
@@ -367,6 +377,12 @@ class Forecast:
             warming=frozenset(new for new, old in enumerate(positions) if int(old) in self.warming),
             limits=self.limits.rows(positions) if self.limits is not None else None,
         )
+
+    def columns(self, key: slice) -> Forecast:
+        """The same series over a part of the time; views."""
+        limits = self.limits.columns(key) if self.limits is not None else None
+        yhat, lower, upper = (part[:, key] for part in (self.yhat, self.lower, self.upper))
+        return replace(self, grid=self.grid[key], yhat=yhat, lower=lower, upper=upper, limits=limits)
 
     def to_frame(self) -> pl.DataFrame:
         """Long polars frame `unique_id, ds (UTC), yhat, yhat_lower, yhat_upper`; points without a forecast left out."""
@@ -432,6 +448,33 @@ class Scores:
         parts: dict[str, Any] = {name: array[:, key] for name, array in self._by_point().items()}
         evidence = self.evidence[:, :, key] if self.evidence is not None else None
         return replace(self, grid=self.grid[key], evidence=evidence, **parts)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scores]) -> Scores:
+        """Several as one: all series, sorted, over all times; NaN where no part has a series at a time.
+
+        Args:
+            parts: at least one, all of one step; of two that have the same point the later counts. What is kept beside
+                scores is so in all of them, or in the answer of none.
+        """
+        labels = tuple(sorted({row for part in parts for row in part.labels}))
+        position = {row: i for i, row in enumerate(labels)}
+        step = parts[0].grid.step
+        start, end = min(part.grid.start for part in parts), max(part.grid.end for part in parts)
+        grid = Grid.covering(start, end, step)
+        names = set.intersection(*(set(part._by_point()) for part in parts))
+        whole: dict[str, Any] = {name: np.full((len(labels), grid.n), np.nan) for name in names}
+        evidence: Floats | None = None
+        for part in parts:
+            rows = [position[row] for row in part.labels]
+            columns = slice(grid.index(part.grid.start), grid.index(part.grid.start) + part.grid.n)
+            for name, array in whole.items():
+                array[rows, columns] = getattr(part, name)
+            if part.evidence is not None:
+                if evidence is None:
+                    evidence = np.full((len(part.evidence), len(labels), grid.n), np.nan)
+                evidence[:, rows, columns] = part.evidence
+        return cls(labels, grid, evidence=evidence, **whole)
 
     def only(self, keep: npt.NDArray[np.bool_]) -> Scores:
         """The points where `keep` (bool[S, T]); the others have no score, and nothing beside it."""

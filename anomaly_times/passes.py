@@ -8,7 +8,7 @@ is its result's `error` and never stops the others.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -23,12 +23,14 @@ from anomaly_times import scoring
 from anomaly_times.conventions import source_labels
 from anomaly_times.durations import EPOCH, format_duration, milliseconds
 from anomaly_times.errors import AnomalyTimesError, MissionError, NoSeriesError
+from anomaly_times.evidence import CHANNELS, KEPT, Memory, remembered
+from anomaly_times.limits import BAND, REACH, fit_limits, floored, widened
 from anomaly_times.mission import Mission
-from anomaly_times.models import build_model
-from anomaly_times.models.calibrate import forecast_with_bounds
+from anomaly_times.models import Forecaster, build_model
+from anomaly_times.models.calibrate import calibrated, forecast_with_bounds
 from anomaly_times.models.cost import long_forecast
 from anomaly_times.models.rebase import rebased
-from anomaly_times.panel import Floats, Forecast, Grid, Labels, Panel, Scores
+from anomaly_times.panel import Evidence, Floats, Forecast, Grid, Labels, Limits, Panel, Scores, round_significant
 from anomaly_times.stores import Store, Written
 
 __all__ = [
@@ -51,6 +53,9 @@ _SILENT = timedelta(days=1)
 
 _RECENT_CADENCES = 3
 
+_MOST_AHEAD = 288
+"""So many steps ahead are enough to tell how evidence gathers; more would cost more than they tell."""
+
 
 class Mapper(Protocol):
     """Runs a function over work items of this process, in order: `map`, or that of a pool of threads."""
@@ -64,8 +69,8 @@ class Mapper(Protocol):
 class ForecastResult:
     """What a forecast pass made of one mission: a forecast, or the error that prevented it.
 
-    `ended` counts series that were left out because they have had no value for a day. `history` is there where the
-    pass was asked to keep it.
+    `ended` counts series that were left out because they have had no value for a day, `capped` those whose alert budget
+    asks for more than ten times what their history can tell. `history` is there where the pass was asked to keep it.
     """
 
     mission: Mission
@@ -73,6 +78,7 @@ class ForecastResult:
     error: AnomalyTimesError | None = None
     warnings: tuple[str, ...] = ()
     ended: int = 0
+    capped: int = 0
     history: Panel | None = None
 
 
@@ -142,21 +148,43 @@ def _forecast(mission: Mission, store: Store, *, now: datetime, keep_history: bo
     known, since = history, mission.forecast.rebase
     if since is not None:
         known = rebased(history, since, season=mission.season, timezone=mission.timezone)
-    raw = forecast_with_bounds(model, known, h=mission.h, level=mission.forecast.level)
+    # Of what was measured: values that were moved in proportion are finer than what comes.
+    least = scoring.resolution(history.y)
+    raw, capped = _bounded(mission, model, known, least=least)
     forecast = scoring.final_bounds(
-        raw,
-        mission.detect,
-        # Of what was measured: values that were moved in proportion are finer than what comes.
-        resolution=scoring.resolution(history.y),
-        interval_scale=mission.forecast.interval_scale,
+        raw, mission.detect, resolution=least, interval_scale=mission.forecast.interval_scale
     )
     return ForecastResult(
         mission,
         forecast,
         warnings=_band_warnings(mission, forecast),
         ended=ended,
+        capped=capped,
         history=history if keep_history else None,
     )
+
+
+def _bounded(mission: Mission, model: Forecaster, history: Panel, *, least: Floats) -> tuple[Forecast, int]:
+    """The forecast with bounds, and limits where the mission watches more than points, as sensitive as it says.
+
+    And how many series' budget asked for more than their history can tell. No half-width is under `least`, float64[S].
+    """
+    if mission.forecast.level is not None:
+        return forecast_with_bounds(model, history, h=mission.h, level=mission.forecast.level), 0
+    ahead = min(REACH // mission.step, _MOST_AHEAD) if not getattr(model, "slow", False) else 0
+    made = calibrated(model, history, h=max(mission.h, ahead), levels=(BAND,))
+    band = floored(made.bounds(BAND), least)
+    budget = mission.detect.alerts_per_week
+    fitted = fit_limits(
+        made.history.y,
+        made.past_ratios(band),
+        made.freedom,
+        step=mission.step,
+        alerts_per_week=budget / history.n_series if mission.detect.per == "mission" else budget,
+    )
+    final = widened(band, fitted).columns(slice(mission.h))
+    limits = fitted.rounded() if mission.watches_over_time else None
+    return replace(final, limits=limits), int(fitted.capped.sum())
 
 
 def _without_exclusions(history: Panel, mission: Mission) -> Panel:
@@ -195,6 +223,7 @@ def detect_pass(
     window: timedelta | None = None,
     mapper: Mapper = map,
     forecasts: Mapping[str, Forecast] | None = None,
+    kept: Mapping[str, Evidence] | None = None,
     since: Mapping[str, datetime] | None = None,
     on_done: Callable[[DetectResult], None] | None = None,
 ) -> list[DetectResult]:
@@ -210,6 +239,7 @@ def detect_pass(
         window: score everything in this window before `now` instead, scored already or not.
         mapper: runs the missions.
         forecasts: by mission name, used in place of the stored ones (their labels are those of the source).
+        kept: by mission name, what was kept beside the scores before, in place of what is stored (written labels).
         since: by mission name; stored forecasts with an older cutoff were made for another query, and do not count.
         on_done: told each result as it comes.
     """
@@ -234,7 +264,7 @@ def detect_pass(
             try:
                 store = _store(stores, batch[0])
                 work += _prepare(
-                    batch, store, pool, now=now, window=window, forecasts=forecasts or {}, since=since or {}
+                    batch, store, pool, now=now, window=window, forecasts=forecasts or {}, kept=kept, since=since or {}
                 )
             except Exception as exc:  # noqa: BLE001 - the border between batches: none may stop its neighbours
                 work += [_Work(mission, error=_as_error(exc, mission)) for mission in batch]
@@ -251,6 +281,8 @@ class _Work:
     grid: Grid | None = None
     forecast: Callable[[], Forecast | None] = lambda: None
     """Waits for the forecast; its labels are the written ones."""
+    kept: Callable[[], Evidence | None] = lambda: None
+    """Waits for what was kept beside earlier scores."""
     scored: Panel | None = None
     error: AnomalyTimesError | None = None
 
@@ -263,21 +295,27 @@ def _prepare(
     now: datetime,
     window: timedelta | None,
     forecasts: Mapping[str, Forecast],
+    kept: Mapping[str, Evidence] | None,
     since: Mapping[str, datetime],
 ) -> list[_Work]:
-    """The grids of a batch; its forecasts are asked for in one query, in `pool`."""
+    """The grids of a batch; its forecasts and its evidence are asked for in one query each, in `pool`."""
     first = batch[0]
     if window is not None:
         grids = {mission.name: first.detect_grid(now, window) for mission in batch}
         scored: dict[str, Panel] = {}
     else:
         grids, scored = _unscored(batch, store, now=now)
-    wanted = [mission for mission in batch if grids[mission.name].n and mission.name not in forecasts]
+    unscored = [mission for mission in batch if grids[mission.name].n]
+    wanted = [mission for mission in unscored if mission.name not in forecasts]
     stored: Future[Mapping[str, Forecast]] | None = None
+    before: Future[Mapping[str, Evidence]] | None = None
+    last = first.last_time(now)
     if wanted:
         start = min(grids[mission.name].start for mission in wanted)
-        grid = Grid.covering(start, first.last_time(now), first.step)
-        stored = pool.submit(store.read_forecasts, wanted, grid, since=since)
+        stored = pool.submit(store.read_forecasts, wanted, Grid.covering(start, last, first.step), since=since)
+    if unscored and kept is None:
+        start = min(grids[mission.name].start for mission in unscored) - remembered(first.step) * first.step
+        before = pool.submit(store.read_evidence, unscored, Grid.covering(start, last, first.step))
 
     def forecast_of(mission: Mission) -> Forecast | None:
         given = forecasts.get(mission.name)
@@ -285,11 +323,17 @@ def _prepare(
             return replace(given, labels=mission.written_labels(given.labels))
         return stored.result().get(mission.name) if stored is not None else None
 
+    def kept_of(mission: Mission) -> Evidence | None:
+        if kept is not None:
+            return kept.get(mission.name)
+        return before.result().get(mission.name) if before is not None else None
+
     return [
         _Work(
             mission,
             grids[mission.name] if grids[mission.name].n else None,
             partial(forecast_of, mission),
+            partial(kept_of, mission),
             scored.get(mission.name),
         )
         for mission in batch
@@ -325,42 +369,143 @@ def _newest(y: Floats) -> npt.NDArray[np.intp]:
 def _detect(item: _Work, grid: Grid, store: Store) -> DetectResult:
     mission, ignored = item.mission, store.ignore_labels
     try:
-        panel = store.read(mission.promql, grid, max_series=mission.max_series)
+        panel, last = _read_values(mission, grid, store)
         forecast = item.forecast()
     except NoSeriesError:
         forecast = item.forecast()
         if forecast is None:
             raise
-        panel = Panel((), grid, np.empty((0, grid.n)))
+        panel, last = Panel((), grid, np.empty((0, grid.n))), np.empty(0)
     if forecast is not None and ignored:
         forecast = replace(forecast, labels=_keys(forecast.labels, ignored))
     written = _keys(mission.written_labels(panel.labels), ignored)
     warnings = _detect_warnings(written, forecast)
-    rows = {row: i for i, row in enumerate(forecast.labels)} if forecast is not None else {}
     if forecast is not None and mission.detect.missing != "ignore":
-        panel = _with_vanished(mission, panel, written, forecast)
+        panel, last = _with_vanished(mission, panel, last, written, forecast)
         written = _keys(mission.written_labels(panel.labels), ignored)
 
-    bands = np.full((3, panel.n_series, grid.n), np.nan)
-    if forecast is not None:
-        position = np.array([rows.get(row, -1) for row in written], dtype=np.intp)
-        known = position >= 0
-        first = grid.index(forecast.grid.start)
-        columns = np.arange(max(0, first), min(grid.n, first + forecast.grid.n))
-        for band, part in zip(bands, (forecast.yhat, forecast.lower, forecast.upper), strict=True):
-            band[np.ix_(known, columns)] = part[position[known]][:, columns - first]
+    bands, limits = _aligned(written, grid, forecast)
+    first = _first_unscored(grid, written, item.scored)
+    kept = _kept_before(written, grid, item.kept(), ignored)
+    parts = _scored_from(first, panel, last, bands, limits if mission.watches_over_time else None, kept, mission)
+    gates = sum((Counter(part.gates) for part in parts), Counter[str]())
+    unforecast = sum(part.unforecast for part in parts)
+    scores = None
+    if parts:
+        scores = parts[0].scores if len(parts) == 1 else Scores.joined([part.scores for part in parts])
+    elif not panel.n_series:
+        scores = Scores((), grid, *(np.empty((0, grid.n)) for _ in range(5)))
+    return DetectResult(mission, scores, warnings=warnings, gates=dict(gates), unforecast=unforecast)
 
-    found = scoring.score(panel.labels, grid, panel.y, (bands[0], bands[1], bands[2]), mission.detect)
-    scores = found.scores
-    if item.scored is not None:
-        scores = replace(scores, score=_blank_scored(scores.score, grid, written, item.scored))
-    return DetectResult(
-        mission,
-        scores,
-        warnings=warnings,
-        gates=found.gates,
-        unforecast=found.unforecast,
+
+def _read_values(mission: Mission, grid: Grid, store: Store) -> tuple[Panel, Floats]:
+    """The series with a value on the grid, and each one's value a step before it (float64[S])."""
+    wide = Grid(grid.start - grid.step, grid.step, grid.n + 1)
+    panel = store.read(mission.promql, wide, max_series=mission.max_series)
+    there = np.isfinite(panel.y[:, 1:]).any(axis=1)
+    if not there.any():
+        # The store says it in its own words.
+        return store.read(mission.promql, grid, max_series=mission.max_series), np.empty(0)
+    panel = panel if there.all() else panel.rows(there)
+    return panel.columns(slice(1, None)), panel.y[:, 0]
+
+
+def _aligned(written: Sequence[Labels], grid: Grid, forecast: Forecast | None) -> tuple[Floats, Limits | None]:
+    """The forecast of each series at each time, float64[3, S, T], NaN where there is none; and its limits."""
+    n_series = len(written)
+    bands = np.full((3, n_series, grid.n), np.nan)
+    if forecast is None:
+        return bands, None
+    rows = {row: i for i, row in enumerate(forecast.labels)}
+    position = np.array([rows.get(row, -1) for row in written], dtype=np.intp)
+    known = position >= 0
+    first = grid.index(forecast.grid.start)
+    columns = np.arange(max(0, first), min(grid.n, first + forecast.grid.n))
+    target, source = np.ix_(known, columns), np.ix_(position[known], columns - first)
+    for band, part in zip(bands, (forecast.yhat, forecast.lower, forecast.upper), strict=True):
+        band[target] = part[source]
+    limits = forecast.limits
+    if limits is None:
+        return bands, None
+    if limits.move.shape[1] == 1:
+        # Where a series has no forecast these are those of another, and of no use.
+        return bands, limits.rows(position)
+    out = Limits(*(np.full((*shape, n_series, grid.n), np.nan) for shape in ((len(CHANNELS),), (len(CHANNELS),), ())))
+    out.move[target] = limits.move[source]
+    for whole, part in ((out.usual, limits.usual), (out.limit, limits.limit)):
+        for to, of in zip(whole, part, strict=True):
+            to[target] = of[source]
+    return bands, out
+
+
+def _first_unscored(grid: Grid, written: Sequence[Labels], scored: Panel | None) -> npt.NDArray[np.intp]:
+    """The column from which each series is to be scored: the one past its newest stored score."""
+    if scored is None:
+        return np.zeros(len(written), dtype=np.intp)
+    newest = dict(zip(scored.labels, _newest(scored.y) - scored.grid.index(grid.start), strict=True))
+    return np.array([max(0, newest.get(row, -1) + 1) for row in written], dtype=np.intp)
+
+
+def _kept_before(written: Sequence[Labels], grid: Grid, kept: Evidence | None, ignored: tuple[str, ...]) -> Evidence:
+    """What was kept of these series, from as long before the grid as it is remembered to the grid's end."""
+    before = remembered(grid.step)
+    wide = Grid(grid.start - before * grid.step, grid.step, grid.n + before)
+    out = Evidence(
+        tuple(written),
+        wide,
+        np.full((len(KEPT), len(written), wide.n), np.nan),
+        np.full((len(written), wide.n), np.nan),
     )
+    if kept is None:
+        return out
+    rows = {row: i for i, row in enumerate(_keys(kept.labels, ignored))}
+    position = np.array([rows.get(row, -1) for row in written], dtype=np.intp)
+    known = position >= 0
+    first = wide.index(kept.grid.start)
+    columns = np.arange(max(0, first), min(wide.n, first + kept.grid.n))
+    target, source = np.ix_(known, columns), np.ix_(position[known], columns - first)
+    out.incident[target] = kept.incident[source]
+    for to, of in zip(out.values, kept.values, strict=True):
+        to[target] = of[source]
+    return out
+
+
+def _scored_from(
+    first: npt.NDArray[np.intp],
+    panel: Panel,
+    last: Floats,
+    bands: Floats,
+    limits: Limits | None,
+    kept: Evidence,
+    mission: Mission,
+) -> list[scoring.Scored]:
+    """Each series from its column `first` on: those that begin together at once; none where all is scored."""
+    y, grid, step = panel.y, panel.grid, panel.grid.step
+    before = np.concatenate([last[:, None], y], axis=1)
+    if mission.detect.missing == "zero":
+        # A value that was not there counted as 0.
+        before = np.nan_to_num(before)
+    found = []
+    for begin in np.unique(first[first < grid.n]).tolist():
+        rows, part = np.flatnonzero(first == begin), slice(begin, None)
+        known = slice(0, remembered(step) + begin)
+        memory = Memory.of(
+            kept.values[:, rows, known],
+            kept.incident[rows, known],
+            round_significant(before[rows, begin]),
+            step=step,
+        )
+        of_rows = limits.rows(rows).columns(part) if limits is not None else None
+        yhat, lower, upper = bands[:, rows, part]
+        found.append(
+            scoring.score(
+                *([panel.labels[i] for i in rows.tolist()], grid[part], y[rows, part], (yhat, lower, upper)),
+                mission.detect,
+                limits=of_rows,
+                memory=memory,
+            )
+        )
+    return found
 
 
 def _keys(written: tuple[Labels, ...], ignored: tuple[str, ...]) -> tuple[Labels, ...]:
@@ -368,22 +513,20 @@ def _keys(written: tuple[Labels, ...], ignored: tuple[str, ...]) -> tuple[Labels
     return tuple(row.without(ignored) for row in written) if ignored else written
 
 
-def _with_vanished(mission: Mission, panel: Panel, written: tuple[Labels, ...], forecast: Forecast) -> Panel:
-    """The panel with an empty row for each series that was forecast and is gone."""
+def _with_vanished(
+    mission: Mission, panel: Panel, last: Floats, written: tuple[Labels, ...], forecast: Forecast
+) -> tuple[Panel, Floats]:
+    """The panel, and values before it, with an empty row for each series that was forecast and is gone."""
     there = set(written)
     gone = [row for row in forecast.labels if row not in there]
     if not gone:
-        return panel
+        return panel, last
     labels = [*panel.labels, *(source_labels(row, mission.labels) for row in gone)]
-    empty = np.full((len(gone), panel.grid.n), np.nan)
-    return Panel.of(labels, panel.grid, np.concatenate([panel.y, empty]))
-
-
-def _blank_scored(score: Floats, grid: Grid, written: Sequence[Labels], scored: Panel) -> Floats:
-    """`score` less what the store holds: each series only past its newest stored score."""
-    newest = dict(zip(scored.labels, _newest(scored.y) - scored.grid.index(grid.start), strict=True))
-    before = np.array([newest.get(row, -1) for row in written], dtype=np.intp)
-    return np.where(np.arange(grid.n) <= before[:, None], np.nan, score)
+    wide = np.full((len(labels), panel.grid.n + 1), np.nan)
+    wide[: len(last), 0], wide[: len(last), 1:] = last, panel.y
+    grid = Grid(panel.grid.start - panel.grid.step, panel.grid.step, panel.grid.n + 1)
+    whole = Panel.of(labels, grid, wide)
+    return whole.columns(slice(1, None)), whole.y[:, 0]
 
 
 def _detect_warnings(written: Sequence[Labels], forecast: Forecast | None) -> tuple[str, ...]:
@@ -456,7 +599,7 @@ def _not_stored(mission: Mission, scores: Scores, store: Store) -> tuple[Scores,
     keys = _keys(mission.written_labels(scores.labels), store.ignore_labels)
     known = np.array([rows.get(row, nothing) for row in keys]).reshape(scores.score.shape)
     known &= np.isfinite(scores.score)
-    return replace(scores, score=np.where(known, np.nan, scores.score)), int(known.any(axis=1).sum())
+    return scores.only(~known), int(known.any(axis=1).sum())
 
 
 def _store(stores: Mapping[str, Store], mission: Mission) -> Store:

@@ -95,6 +95,7 @@ _MEANINGS: Mapping[str, str] = {
     **dict.fromkeys(("season", "timezone", "forecast.model", "forecast.lookback"), MODEL),
     **dict.fromkeys(("forecast.exclude", "forecast.rebase"), MODEL),
     **dict.fromkeys(("forecast.level", "forecast.interval_scale", "detect.valid_range"), BOUNDS),
+    **dict.fromkeys(("detect.alerts_per_week", "detect.per", "detect.evidence"), BOUNDS),
     **dict.fromkeys(("detect.direction", "detect.min_deviation", "detect.min_relative_deviation"), GATES),
     **dict.fromkeys(("detect.missing", "detect.out_of_range_score"), GATES),
     **dict.fromkeys(("forecast.every", "forecast.cron", "detect.every", "detect.cron", "isolated"), SCHEDULE),

@@ -6,20 +6,34 @@ makes the bounds final (`final_bounds`), so that value, forecast and bounds as t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from anomaly_times.evidence import (
+    DRIFT,
+    LEVEL_SHIFT,
+    MISSING,
+    OUT_OF_RANGE,
+    POINT,
+    ROUGHNESS,
+    SUSTAINED,
+    Memory,
+    advance,
+    deviation,
+    incidents,
+    is_level_shift,
+    ratios_to_limits,
+    strongest,
+)
 from anomaly_times.mission import Detect
-from anomaly_times.panel import Floats, Forecast, Grid, Labels, Scores, round_significant
+from anomaly_times.panel import Floats, Forecast, Grid, Labels, Limits, Scores, round_significant
 
 __all__ = [
-    "CHANNELS",
     "MAX_SCORE",
     "MISSING_SCORE",
-    "Channel",
     "Scored",
     "final_bounds",
     "format_score",
@@ -111,29 +125,9 @@ def unseen_sides(forecast: Forecast, detect: Detect) -> tuple[int, int]:
     return int(below.sum()), int(above.sum())
 
 
-@dataclass(frozen=True, slots=True)
-class Channel:
-    """One kind of evidence: a name, and a ratio of evidence to its limit that is over 1 where it is anomalous.
-
-    `ratio(y, yhat, lower, upper)` takes and gives float64[S, T].
-    """
-
-    name: str
-    ratio: Callable[[Floats, Floats, Floats, Floats], Floats]
-
-
-def _point(y: Floats, yhat: Floats, lower: Floats, upper: Floats) -> Floats:
-    deviation = y - yhat
-    return np.where(deviation >= 0, deviation / (upper - yhat), deviation / (lower - yhat))
-
-
-CHANNELS: tuple[Channel, ...] = (Channel("point", _point),)
-"""The evidence that a score is made of; the score is the largest ratio of them."""
-
-
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """Scores, and what was decided on the way.
+    """Scores, what was decided on the way, and what detection remembers after the last point.
 
     `gates` counts points by what settled their score: `out_of_range`, `direction`, `min_deviation`, `missing`.
     `unforecast` counts values that no forecast stands against: they have no score.
@@ -142,6 +136,7 @@ class Scored:
     scores: Scores
     gates: Mapping[str, int]
     unforecast: int
+    memory: Memory
 
 
 def score(
@@ -150,24 +145,34 @@ def score(
     y: Floats,
     forecast: tuple[Floats, Floats, Floats],
     detect: Detect,
+    *,
+    limits: Limits | None = None,
+    memory: Memory | None = None,
 ) -> Scored:
-    """Hold values against a forecast.
+    """Hold values against a forecast, and what they add up to against its limits.
 
     In this order: no forecast → no score; no value → as `detect.missing` says; a value that cannot be →
-    `detect.out_of_range_score`, whatever the gates say; the wrong side for `detect.direction` → 0; closer to the
-    forecast than `min_deviation` or `min_relative_deviation` · |yhat| → 0. Else the largest ratio of the channels,
-    at most 1,000.
+    `detect.out_of_range_score`, whatever the gates say; else the largest ratio of evidence to limit among the channels
+    whose gates are open, at most 1,000, and 0 where none is.
+
+    The gates of a channel: the wrong side for `detect.direction`, or less than `min_deviation` or
+    `min_relative_deviation` · |yhat|. For `point` that is about y − yhat; for `sustained` and `drift` about how far
+    values have been from the forecast of late (`evidence.deviation`), and on which side; for `roughness`, which has no
+    side and so needs `direction: both`, about the size of the moves. A flat line has none.
 
     Args:
         labels: of the source series, S of them.
         grid: T times.
-        y: float64[S, T], NaN where there is no value.
+        y: float64[S, T], NaN where there is no value. One that cannot be is no evidence over time.
         forecast: yhat, lower, upper; float64[S, T] each, NaN where there is none.
         detect: the gates.
+        limits: of evidence over time, for these points; without them points alone are judged.
+        memory: what detection remembers of the time before; nothing by default.
 
     Returns:
-        Scores with 9 significant digits; NaN where a point has none.
+        Scores, reasons and evidence with 9 significant digits; NaN where a point has none.
     """
+    memory = memory or Memory.none(len(labels))
     y = round_significant(y)
     yhat, lower, upper = (round_significant(part) for part in forecast)
     expected = np.isfinite(yhat) & np.isfinite(lower) & np.isfinite(upper)
@@ -175,28 +180,27 @@ def score(
     if detect.missing == "zero":
         y = np.where(absent, 0.0, y)
     known = expected & np.isfinite(y)
-
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        result = np.full(y.shape, np.nan)
-        for channel in CHANNELS:
-            result = np.fmax(result, channel.ratio(y, yhat, lower, upper))
-        result = np.where(known, np.minimum(result, MAX_SCORE), np.nan)
-
-        deviation = np.abs(y - yhat)
-        above = y > yhat
-        least = np.where(above, detect.min_deviation[1], detect.min_deviation[0])
-        ratio = np.where(above, detect.min_relative_deviation[1], detect.min_relative_deviation[0])
-        small = known & ((deviation < least) | (deviation < ratio * np.abs(yhat)))
-        low, high = detect.valid_range
+    low, high = detect.valid_range
+    with np.errstate(invalid="ignore"):
         impossible = known & ((y < low) | (y > high))
 
-    wrong_side = known & (
-        (~above & (y != yhat) & (detect.direction == "above")) | (above & (detect.direction == "below"))
-    )
-    result[small | wrong_side] = 0.0
-    result[impossible] = detect.out_of_range_score
+    limits = limits or _POINTS_ALONE
+    memory, found = advance(memory, np.where(impossible, np.nan, y), (yhat, lower, upper), limits, step=grid.step)
+    found = round_significant(found)
+    closed = _closed(y, (yhat, lower, upper), found, limits, detect)
+    ratios = np.where(closed.any(axis=0), 0.0, ratios_to_limits(found, limits))
+    result, channel = strongest(ratios)
+    reason = np.where(np.isfinite(result), channel.astype(np.float64), np.nan)
+    shifted = np.isin(channel, (POINT, SUSTAINED, DRIFT)) & (result > 0) & is_level_shift(found)
+    reason[shifted] = LEVEL_SHIFT
+    result = np.minimum(result, MAX_SCORE)
+    result[impossible], reason[impossible] = detect.out_of_range_score, OUT_OF_RANGE
     if detect.missing == "anomaly":
-        result[absent] = MISSING_SCORE
+        result[absent], reason[absent] = MISSING_SCORE, MISSING
+    result = round_significant(result)
+    memory, incident = incidents(result, memory, step=grid.step)
+
+    wrong_side, small = closed[:, POINT]
     gates = {
         "out_of_range": impossible,
         "direction": wrong_side & ~impossible,
@@ -204,7 +208,42 @@ def score(
         "missing": absent & ~impossible & ~wrong_side & ~small,
     }
     return Scored(
-        Scores(tuple(labels), grid, y, yhat, lower, upper, round_significant(result)),
+        Scores(
+            *(tuple(labels), grid, y, yhat, lower, upper, result),
+            reason=reason,
+            evidence=found[1:],
+            incident=np.where(np.isfinite(result), incident, np.nan),
+        ),
         {name: int(mask.sum()) for name, mask in gates.items() if mask.any()},
         int((np.isfinite(y) & ~expected).sum()),
+        memory,
     )
+
+
+_POINTS_ALONE = Limits(np.full((5, 1, 1), np.nan), np.full((5, 1, 1), np.nan), np.full((1, 1), np.nan))
+_POINTS_ALONE.usual[POINT], _POINTS_ALONE.limit[POINT] = 0.0, 1.0
+
+
+def _closed(y: Floats, forecast: tuple[Floats, Floats, Floats], found: Floats, limits: Limits, detect: Detect) -> Bools:
+    """Which gates are closed for each channel: bool[2, 5, S, T], for the side and for the size."""
+    yhat, lower, upper = forecast
+    side = np.zeros((2, *found.shape), dtype=np.bool_)
+    with np.errstate(invalid="ignore", over="ignore"):
+        lately = deviation(found[DRIFT], yhat - lower, upper - yhat)
+        oddness = deviation(np.copysign(found[SUSTAINED], found[DRIFT]), yhat - lower, upper - yhat)
+        for channel, size, above in (
+            (POINT, np.abs(y - yhat), y > yhat),
+            (SUSTAINED, oddness, found[DRIFT] > 0),
+            (DRIFT, lately, found[DRIFT] > 0),
+        ):
+            least = np.where(above, detect.min_deviation[1], detect.min_deviation[0])
+            share = np.where(above, detect.min_relative_deviation[1], detect.min_relative_deviation[0])
+            side[1, channel] = (size < least) | (size < share * np.abs(yhat))
+            if detect.direction != "both":
+                side[0, channel] = (above != (detect.direction == "above")) & (size > 0)
+        move = found[ROUGHNESS] ** 2 * limits.move
+        side[1, ROUGHNESS] = (move < min(detect.min_deviation)) | (
+            move < min(detect.min_relative_deviation) * np.abs(yhat)
+        )
+    side[0, ROUGHNESS] = detect.direction != "both"
+    return side & np.isfinite(found)

@@ -15,12 +15,16 @@ import numpy as np
 
 from anomaly_times.durations import EPOCH
 from anomaly_times.errors import AnomalyTimesError, NoSeriesError, QueryError
+from anomaly_times.evidence import CHANNELS, KEPT
 from anomaly_times.mission import Mission
 from anomaly_times.models import Forecaster
-from anomaly_times.panel import Floats, Forecast, Grid, Labels, Panel, Quantiles, Scores
+from anomaly_times.panel import Evidence, Floats, Forecast, Grid, Labels, Limits, Panel, Quantiles, Scores
 from anomaly_times.stores import Written
 
 __all__ = ["CONTRACT", "MemoryStore", "model_contract", "panel_of"]
+
+_FORECAST_ROWS = 3 + 2 * len(CHANNELS) + 1
+"""yhat, lower and upper of a forecast, and its limits: `usual`, `limit` and `move`."""
 
 
 class MemoryStore:
@@ -47,7 +51,7 @@ class MemoryStore:
         self._name = name
         self._ignored = ignore_labels
         self._forecasts: dict[str, dict[Labels, dict[datetime, tuple[Grid, Floats]]]] = {}
-        self._scores: dict[str, dict[Labels, dict[int, float]]] = {}
+        self._scores: dict[str, dict[Labels, dict[int, Floats]]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -86,33 +90,44 @@ class MemoryStore:
                 rows = {}
                 oldest = (since or {}).get(mission.name, EPOCH)
                 for labels, by_cutoff in sorted(self._forecasts.get(mission.name, {}).items()):
-                    freshest = np.full((3, grid.n), np.nan)
+                    freshest = np.full((_FORECAST_ROWS, grid.n), np.nan)
                     for cutoff, (written_grid, written) in sorted(by_cutoff.items(), key=lambda item: item[0]):
                         if cutoff >= oldest:
                             newer = _resample(written_grid, written, grid)
-                            freshest = np.where(np.isnan(newer), freshest, newer)
+                            freshest = np.where(np.isnan(newer[0]), freshest, newer)
                     if np.isfinite(freshest).any():
                         rows[labels] = freshest
                 if rows:
-                    values = np.stack(list(rows.values()))
-                    found[mission.name] = Forecast(
-                        tuple(rows), grid, None, yhat=values[:, 0], lower=values[:, 1], upper=values[:, 2]
-                    )
+                    values = np.stack(list(rows.values()), axis=1)
+                    limits = Limits(values[3:8], values[8:13], values[13]) if mission.watches_over_time else None
+                    yhat, lower, upper = values[:3]
+                    found[mission.name] = Forecast(tuple(rows), grid, None, yhat, lower, upper, limits=limits)
         return found
 
     def read_scores(self, missions: Sequence[Mission], grid: Grid) -> Mapping[str, Panel]:
         """The scores kept at the times of `grid`; see `Store.read_scores`."""
+        kept = self._kept(missions, grid)
+        return {name: Panel(labels, grid, values[0]) for name, (labels, values) in kept.items()}
+
+    def read_evidence(self, missions: Sequence[Mission], grid: Grid) -> Mapping[str, Evidence]:
+        """What was kept beside the scores at the times of `grid`; see `Store.read_evidence`."""
+        kept = self._kept(missions, grid)
+        return {name: Evidence(labels, grid, values[2:], values[1]) for name, (labels, values) in kept.items()}
+
+    def _kept(self, missions: Sequence[Mission], grid: Grid) -> dict[str, tuple[tuple[Labels, ...], Floats]]:
+        """By mission, label sets and float64[6, S, T]: score, incident, evidence."""
         found = {}
         times = grid.epoch_ms().tolist()
+        nothing = np.full(2 + len(KEPT), np.nan)
         with self._lock:
             for mission in missions:
                 rows = {
-                    labels: [kept.get(time, np.nan) for time in times]
+                    labels: [kept.get(time, nothing) for time in times]
                     for labels, kept in sorted(self._scores.get(mission.name, {}).items())
                     if any(time in kept for time in times)
                 }
                 if rows:
-                    found[mission.name] = Panel(tuple(rows), grid, np.array(list(rows.values()), dtype=np.float64))
+                    found[mission.name] = tuple(rows), np.moveaxis(np.array(list(rows.values())), 2, 0)
         return found
 
     def write_forecasts(self, forecasts: Sequence[tuple[Mission, Forecast]]) -> Written:
@@ -123,16 +138,20 @@ class MemoryStore:
                 if forecast.cutoff is None:
                     raise ValueError("a forecast without a cutoff cannot be written")
                 kept = self._forecasts.setdefault(mission.name, {})
-                values = np.stack([forecast.yhat, forecast.lower, forecast.upper], axis=1)
+                values = np.full((len(forecast.labels), _FORECAST_ROWS, forecast.grid.n), np.nan)
+                values[:, :3] = np.stack([forecast.yhat, forecast.lower, forecast.upper], axis=1)
+                if (limits := forecast.limits) is not None:
+                    values[:, 3:8], values[:, 8:13] = np.moveaxis(limits.usual, 0, 1), np.moveaxis(limits.limit, 0, 1)
+                    values[:, 13] = limits.move
                 for written, row in zip(mission.written_labels(forecast.labels), values, strict=True):
                     labels = written.without(self._ignored)
                     by_cutoff = kept.setdefault(labels, {})
-                    finite = np.isfinite(row)
+                    finite = np.isfinite(row[:3])
                     series = int(finite.any(axis=1).sum())
                     if forecast.cutoff in by_cutoff:
                         total += Written(skipped=series)
                     elif series:
-                        by_cutoff[forecast.cutoff] = forecast.grid, np.where(finite, row, np.nan)
+                        by_cutoff[forecast.cutoff] = forecast.grid, row
                         total += Written(samples=int(finite.sum()), series=series)
         return total
 
@@ -143,13 +162,15 @@ class MemoryStore:
             for mission, scored in scores:
                 kept = self._scores.setdefault(mission.name, {})
                 times = scored.grid.epoch_ms()
-                for written, row in zip(mission.written_labels(scored.labels), scored.score, strict=True):
+                rows = np.full((2 + len(KEPT), *scored.score.shape), np.nan)
+                rows[0] = scored.score
+                if scored.incident is not None and scored.evidence is not None:
+                    rows[1], rows[2:] = scored.incident, scored.evidence
+                for written, row in zip(mission.written_labels(scored.labels), np.moveaxis(rows, 1, 0), strict=True):
                     labels = written.without(self._ignored)
-                    finite = np.isfinite(row)
+                    finite = np.isfinite(row[0])
                     if finite.any():
-                        kept.setdefault(labels, {}).update(
-                            zip(times[finite].tolist(), row[finite].tolist(), strict=True)
-                        )
+                        kept.setdefault(labels, {}).update(zip(times[finite].tolist(), row[:, finite].T, strict=True))
                         total += Written(samples=int(finite.sum()), series=1)
         return total
 

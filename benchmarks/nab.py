@@ -123,13 +123,6 @@ def replay(
     return tuple(found)
 
 
-def joined(parts: tuple[Scores, ...]) -> Scores:
-    """The scores of all passes as one."""
-    from anomaly_times.cli.replay import join_scores
-
-    return join_scores(parts)
-
-
 def judged(nab: Nab, scores: Scores) -> Findings:
     """What became of the labelled windows that begin inside the replayed time."""
     inside = [each for each in nab.incidents if each.start >= scores.grid.start]
@@ -168,7 +161,7 @@ def measure(model: str, nab: Nab, *, start: datetime, end: datetime) -> Figures:
             write_series(server.url, nab)
             server.flush()
             began = time.process_time()
-            found = joined(replay(server.url, mission(model), start=start, end=end, visible=server.flush))
+            found = Scores.joined(replay(server.url, mission(model), start=start, end=end, visible=server.flush))
             seconds = time.process_time() - began
         finally:
             server.stop()

@@ -143,7 +143,7 @@ def merged_forecast(query: opt.Query, made: Forecast, stored: Forecast | None, g
     import numpy as np
 
     from anomaly_times.conventions import source_labels
-    from anomaly_times.panel import Forecast
+    from anomaly_times.panel import Forecast, Limits
 
     mission, ignored = query.mission, query.source.ignore_labels
     labels = list(made.labels)
@@ -155,9 +155,24 @@ def merged_forecast(query: opt.Query, made: Forecast, stored: Forecast | None, g
             place[key] = len(labels)
             labels.append(source_labels(row, mission.labels))
         rows.append(place[key])
-    bands = np.full((3, len(labels), grid.n), np.nan)
-    bands[:, : len(made.labels)] = [part[:, : grid.n] for part in (made.yhat, made.lower, made.upper)]
+    shape, own = (len(labels), grid.n), slice(len(made.labels))
+    bands = np.full((3, *shape), np.nan)
+    bands[:, own] = [part[:, : grid.n] for part in (made.yhat, made.lower, made.upper)]
+    limits = None
+    if made.limits is not None:
+        limits = Limits(np.full((5, *shape), np.nan), np.full((5, *shape), np.nan), np.full(shape, np.nan))
+        limits.usual[:, own], limits.limit[:, own], limits.move[own] = (
+            made.limits.usual,
+            made.limits.limit,
+            made.limits.move,
+        )
     if stored is not None:
         newer = np.stack([stored.yhat, stored.lower, stored.upper])
-        bands[:, rows] = np.where(np.isfinite(newer), newer, bands[:, rows])
-    return Forecast(tuple(labels), grid, None, *bands)
+        there = np.isfinite(newer).all(axis=0)
+        bands[:, rows] = np.where(there, newer, bands[:, rows])
+        if limits is not None and stored.limits is not None:
+            limits.usual[:, rows] = np.where(there, stored.limits.usual, limits.usual[:, rows])
+            limits.limit[:, rows] = np.where(there, stored.limits.limit, limits.limit[:, rows])
+            limits.move[rows] = np.where(there, stored.limits.move, limits.move[rows])
+    yhat, lower, upper = bands
+    return Forecast(tuple(labels), grid, None, yhat, lower, upper, limits=limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -12,18 +13,17 @@ from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-
 from anomaly_times.durations import format_duration
 from anomaly_times.errors import AnomalyTimesError, MissionError
+from anomaly_times.evidence import remembered
 from anomaly_times.mission import Mission
-from anomaly_times.panel import Grid, Labels, Scores
+from anomaly_times.panel import Evidence, Scores
 from anomaly_times.passes import detect_pass, forecast_pass, write_forecasts, write_scores
 from anomaly_times.settings import Source
 from anomaly_times.stores import Store
 from anomaly_times.stores.parquet import FolderStore
 
-__all__ = ["Replay", "join_scores", "replay", "replay_folder"]
+__all__ = ["Replay", "replay", "replay_folder"]
 
 _PIECE = 24
 """Times of one mission that a process works through at once: enough for it to pay, few enough for a bar to move."""
@@ -73,6 +73,7 @@ def replay(
                 hint=f"set `horizon` to {format_duration(every)} or more",
             )
     found: dict[str, list[Scores]] = {mission.name: [] for mission in missions}
+    kept: dict[str, Evidence] = {}
     errors: dict[str, AnomalyTimesError] = {}
     unforecast = 0
     for at in times:
@@ -82,16 +83,19 @@ def replay(
         errors |= {result.mission.name: result.error for result in forecasts if result.error is not None}
         made = {result.mission.name: result.forecast for result in forecasts if result.forecast is not None}
         alive = [mission for mission in missions if mission.name in made]
-        scored = detect_pass(alive, stores, now=at + every, window=every, forecasts=None if write else made)
         if write:
-            scored, _ = write_scores(scored, stores)
+            scored, _ = write_scores(detect_pass(alive, stores, now=at + every, window=every), stores)
+        else:
+            scored = detect_pass(alive, stores, now=at + every, window=every, forecasts=made, kept=kept)
         errors |= {result.mission.name: result.error for result in scored if result.error is not None}
         for result in scored:
             unforecast += result.unforecast
             if result.scores is not None:
                 found[result.mission.name].append(result.scores)
+                if not write:
+                    kept[result.mission.name] = kept_of(result.mission, found[result.mission.name])
         on_done()
-    return Replay({name: join_scores(parts) for name, parts in found.items() if parts}, errors, unforecast)
+    return Replay({name: Scores.joined(parts) for name, parts in found.items() if parts}, errors, unforecast)
 
 
 def replay_folder(
@@ -103,7 +107,7 @@ def replay_folder(
     workers: int | None = None,
     on_done: Callable[[int], None] = lambda _: None,
 ) -> Replay:
-    """`replay` through a folder's store, spread over processes: missions and days do not depend on each other.
+    """`replay` through a folder's store, spread over processes: missions do not depend on each other.
 
     Args:
         missions: as for `replay`; the folder is their only source.
@@ -113,22 +117,30 @@ def replay_folder(
         workers: processes; as many as there are processors by default.
         on_done: called with the number of (mission, time) pairs that were just done.
     """
-    pieces = [(mission, times[i : i + _PIECE]) for i in range(0, len(times), _PIECE) for mission in missions]
-    workers = min(workers or len(os.sched_getaffinity(0)), len(pieces))
+    pieces = [times[i : i + _PIECE] for i in range(0, len(times), _PIECE)]
+    workers = min(workers or len(os.sched_getaffinity(0)), len(missions))
     parts = []
     if workers == 1:
-        for mission, some in pieces:
+        for mission, some in itertools.product(missions, pieces):
             parts.append(_replay_piece(mission, folder, some, every))
             on_done(len(some))
     else:
         # A forked child would inherit the locks of polars' threads, and hang.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_ctrl_c_to_the_parent) as pool:
-            running = {pool.submit(_replay_piece, mission, folder, some, every): some for mission, some in pieces}
+            # Each piece of a mission goes on from what the one before it left in the folder.
+            running = {
+                pool.submit(_replay_piece, mission, folder, pieces[0], every): (mission, 0) for mission in missions
+            }
             try:
-                for done in as_completed(running):
+                while running:
+                    done = next(as_completed(running))
+                    mission, i = running.pop(done)
                     parts.append(done.result())
-                    on_done(len(running[done]))
+                    on_done(len(pieces[i]))
+                    if i + 1 < len(pieces):
+                        after = pool.submit(_replay_piece, mission, folder, pieces[i + 1], every)
+                        running[after] = mission, i + 1
             except BaseException:
                 # Files appear whole or not at all, so a child may end anywhere.
                 for child in multiprocessing.active_children():
@@ -142,7 +154,22 @@ def replay_folder(
         for name, piece in part.scores.items():
             scores.setdefault(name, []).append(piece)
     unforecast = sum(part.unforecast for part in parts)
-    return Replay({name: join_scores(of_one) for name, of_one in scores.items()}, errors, unforecast)
+    return Replay({name: Scores.joined(of_one) for name, of_one in scores.items()}, errors, unforecast)
+
+
+def kept_of(mission: Mission, parts: Sequence[Scores]) -> Evidence:
+    """What was kept beside the newest of the scores of a mission, as `detect_pass` takes it.
+
+    Args:
+        mission: whose they are.
+        parts: at least one, by rising time, `reason` and the like among them.
+    """
+    step = mission.step
+    oldest = parts[-1].grid.end - remembered(step) * step
+    newest = Scores.joined([part for part in parts if part.grid.end > oldest])
+    if newest.evidence is None or newest.incident is None:
+        raise ValueError("these scores came without what is kept beside them")
+    return Evidence(mission.written_labels(newest.labels), newest.grid, newest.evidence, newest.incident)
 
 
 def _replay_piece(mission: Mission, folder: Path, times: Sequence[datetime], every: timedelta) -> Replay:
@@ -157,22 +184,3 @@ def _store(folder: Path) -> FolderStore:
 
 def _leave_ctrl_c_to_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def join_scores(parts: Sequence[Scores]) -> Scores:
-    """Scores of one mission over several stretches of time as one; NaN where a part lacks a series or a time.
-
-    Args:
-        parts: at least one, all of one step.
-    """
-    labels: tuple[Labels, ...] = tuple(sorted({row for part in parts for row in part.labels}))
-    position = {row: i for i, row in enumerate(labels)}
-    first, last = min(part.grid.start for part in parts), max(part.grid.end for part in parts)
-    grid = Grid.covering(first, last, parts[0].grid.step)
-    joined = np.full((5, len(labels), grid.n), np.nan)
-    for part in parts:
-        rows = [position[row] for row in part.labels]
-        column = grid.index(part.grid.start)
-        for whole, piece in zip(joined, (part.y, part.yhat, part.lower, part.upper, part.score), strict=True):
-            whole[rows, column : column + part.grid.n] = piece
-    return Scores(labels, grid, *joined)

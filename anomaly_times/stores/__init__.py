@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from anomaly_times.mission import Mission
-from anomaly_times.panel import Forecast, Grid, Panel, Scores
+from anomaly_times.panel import Evidence, Forecast, Grid, Panel, Scores
 from anomaly_times.settings import Source
 
 __all__ = ["Store", "Written", "open_store"]
@@ -70,6 +70,8 @@ class Store(Protocol):
     ) -> Mapping[str, Forecast]:
         """For each mission (by name) the freshest stored forecast at every time of `grid`; NaN where there is none.
 
+        With the limits that came with it, where the mission watches more than points; a `move` of NaN where none did.
+
         The missions share the step of the grid. A mission without any forecast there is not in the answer. `since`
         says by mission from which cutoff on forecasts count: those before were made for another query.
 
@@ -86,8 +88,16 @@ class Store(Protocol):
         """
         ...
 
+    def read_evidence(self, missions: Sequence[Mission], grid: Grid) -> Mapping[str, Evidence]:
+        """For each mission (by name) the evidence and incidents kept at the times of `grid`; none: not in the answer.
+
+        Raises:
+            StoreError: as for `read`.
+        """
+        ...
+
     def write_forecasts(self, forecasts: Sequence[tuple[Mission, Forecast]]) -> Written:
-        """Store these forecasts; what is complete already for the same mission and cutoff is left as it is.
+        """Store these forecasts and their limits; what is complete already for a mission and cutoff is left as it is.
 
         Raises:
             StoreError: the store is away or refuses; a rerun writes what is missing.
@@ -95,7 +105,9 @@ class Store(Protocol):
         ...
 
     def write_scores(self, scores: Sequence[tuple[Mission, Scores]]) -> Written:
-        """Store these scores at the times of their grids; NaN is not written.
+        """Store these scores at the times of their grids, with what is kept beside them; NaN is not written.
+
+        A score is there only where all is that belongs to it: a write that broke off is done again from there.
 
         Raises:
             StoreError: the store is away or refuses; a rerun writes the same values again.

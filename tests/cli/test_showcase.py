@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from anomaly_times.cli.lively import candidates, liveliness, pick_lively
-from anomaly_times.cli.replay import join_scores, replay, replay_folder
+from anomaly_times.cli.replay import replay, replay_folder
 from anomaly_times.cli.showcase import planted_incidents
 from anomaly_times.errors import MissionError, NoSeriesError, UsageError
 from anomaly_times.mission import Mission
@@ -144,7 +144,7 @@ def test_scores_are_joined_over_gaps_and_series_that_come_and_go() -> None:
         y = np.array([values] * len(labels), dtype=np.float64)
         return Scores(labels, Grid.ending(end, step, len(values)), y, y, y, y, y)
 
-    joined = join_scores([part((b,), AT, 5, 6), part((a, b), AT - 3 * step, 1, 2)])
+    joined = Scores.joined([part((b,), AT, 5, 6), part((a, b), AT - 3 * step, 1, 2)])
     assert joined.labels == (a, b)
     assert joined.grid == Grid.ending(AT, step, 5)
     np.testing.assert_array_equal(joined.score, [[1, 2, np.nan, np.nan, np.nan], [1, 2, np.nan, 5, 6]])
