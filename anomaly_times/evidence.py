@@ -72,7 +72,7 @@ LEVEL_SHIFT, OUT_OF_RANGE, MISSING = range(len(CHANNELS), len(REASONS))
 _HALF_LIFE, _FEWEST_STEPS = timedelta(hours=1), 3
 _REMEMBERED = timedelta(minutes=15)
 _ROUGHEST = 8.0
-_LEVEL_SHIFT = 0.75
+_LEVEL_SHIFT, _ONE_SIDED = 0.35, 0.5
 _LARGEST = 1e300
 _HIGHEST, _QUIET = 2.0, timedelta(days=2)
 
@@ -232,12 +232,14 @@ def strongest(ratios: Floats) -> tuple[Floats, Ints]:
 
 
 def is_level_shift(evidence: Floats) -> Bools:
-    """Where values have lain outside of the band for hours, on one side (bool[S, T]): drift is 0.75 of what it can be.
+    """Where values have stayed on one side of the forecast, and far from it (bool[S, T]).
 
-    That takes two half-lives, two hours or six steps, of values at or beyond the bound.
+    Drift is at 0.35 of what it can be, which takes forty minutes (or two steps) at or beyond the bound, and at half of
+    the oddness of both sides.
     """
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.abs(evidence[DRIFT]) >= _LEVEL_SHIFT)
+        drift = np.abs(evidence[DRIFT])
+        return np.asarray((drift >= _LEVEL_SHIFT) & (drift >= _ONE_SIDED * evidence[SUSTAINED]))
 
 
 def deviation(average: Floats, lower: Floats, upper: Floats) -> Floats:
