@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anomaly_times.evidence import REASONS
 from anomaly_times.mission import Detect
-from anomaly_times.panel import Forecast, Grid, Labels
+from anomaly_times.panel import Forecast, Grid, Labels, Limits, Scores
 from anomaly_times.scoring import final_bounds, format_score, resolution, score, unseen_sides
 
 NAN = float("nan")
@@ -182,3 +183,90 @@ def test_a_point_is_counted_by_one_gate() -> None:
     band = (np.array([[10.0]]), np.array([[5.0]]), np.array([[20.0]]))
     detect = Detect.model_validate({"missing": "zero", "direction": "above"})
     assert score([Labels()], grid, np.array([[NAN]]), band, detect).gates == {"direction": 1}
+
+
+HOURS_OF_FIVE = Grid(NOON, timedelta(minutes=5), 36)
+
+
+def over_time(y: np.ndarray, *, move: float = 1.0, **gates: object) -> Scores:
+    """The scores of values against a forecast of 100 ± 10, with limits that an hour of odd values exceeds."""
+    limits = Limits(
+        np.array([0.0, 0.3, 1.0, 0.0, 0.0])[:, None, None],
+        np.array([1.0, 0.6, 1.5, 0.4, 12.0])[:, None, None],
+        np.full((1, 1), move),
+    )
+    yhat = np.full((1, 36), 100.0)
+    detect = Detect.model_validate(gates)
+    found = score([Labels()], HOURS_OF_FIVE, y[None], (yhat, yhat - 10, yhat + 10), detect, limits=limits)
+    assert found.scores.reason is not None
+    return found.scores
+
+
+def wiggling(level: float, *, by: float = 0.5) -> np.ndarray:
+    return level + by * (-1.0) ** np.arange(36)
+
+
+def reasons(scores: Scores) -> set[str]:
+    """What scores over 1 are of."""
+    assert scores.reason is not None
+    return {REASONS[int(place)] for place in scores.reason[scores.score > 1]}
+
+
+def test_values_that_stay_mildly_high_for_hours_are_found_though_no_point_is() -> None:
+    scores = over_time(wiggling(107))
+    assert (scores.score[0, 18:] > 1).all()
+    assert (scores.score[0, :3] < 1).all()
+    assert reasons(scores) <= {"drift", "sustained", "level shift"}
+
+
+@pytest.mark.parametrize(("level", "direction"), [(107, "below"), (93, "above")])
+def test_the_wrong_side_counts_for_no_channel(level: float, direction: str) -> None:
+    assert (over_time(wiggling(level), direction=direction).score == 0).all()
+    right = {"below": "above", "above": "below"}[direction]
+    assert (over_time(wiggling(level), direction=right).score[0, 18:] > 1).all()
+
+
+def test_small_deviations_count_for_no_channel_however_long_they_last() -> None:
+    assert (over_time(wiggling(107)).score > 1).any()
+    assert not (over_time(wiggling(107), min_deviation=8).score > 1).any()
+    assert not (over_time(wiggling(107), min_relative_deviation="8%").score > 1).any()
+    assert (over_time(wiggling(107), min_deviation=5).score[0, 30:] > 1).all()
+    assert not (over_time(wiggling(107), min_deviation=[0, 8]).score > 1).any()
+    assert (over_time(wiggling(107), min_deviation=[8, 0]).score[0, 30:] > 1).all()
+
+
+def test_roughness_has_no_side_and_its_size_is_that_of_the_moves() -> None:
+    rough = wiggling(100, by=2)
+    assert reasons(over_time(rough)) == {"roughness"}
+    assert not (over_time(rough, direction="above").score > 1).any()
+    assert not (over_time(rough, min_deviation=5).score > 1).any()
+    assert (over_time(rough, min_deviation=3).score > 1).any()
+
+
+def test_a_flat_line_is_found_by_any_mission_and_says_so() -> None:
+    still = np.full(36, 100.0)
+    for gates in ({}, {"direction": "above"}, {"min_deviation": 50}):
+        scores = over_time(still, **gates)
+        assert reasons(scores) == {"flat"}
+        assert np.flatnonzero(scores.score[0] > 1)[0] == 13
+
+
+def test_a_value_that_cannot_be_is_no_evidence_over_time() -> None:
+    y = wiggling(100)
+    y[10:20] = -5.0
+    scores = over_time(y, valid_range=[0, float("inf")])
+    assert scores.evidence is not None
+    assert np.isnan(scores.evidence[:, 0, 10:20]).all()
+    assert (scores.score[0, 10:20] == 1.01).all()
+    assert (scores.score[0, 20:] < 1).all()
+    assert reasons(scores) == {"out of range"}
+
+
+def test_a_missing_series_says_so() -> None:
+    y = wiggling(100)
+    y[20:] = NAN
+    scores = over_time(y, missing="anomaly")
+    assert reasons(scores) == {"missing"}
+    assert scores.incident is not None
+    assert (scores.incident[0, 20:] > 1.9).all()
+    assert (scores.incident[0, :20] == 0).all()
