@@ -223,6 +223,9 @@ class Detect(_Cadence):
         return value
 
 
+_USUAL = Detect()
+
+
 class Alert(_Spec):
     """When somebody is told; what `at rules` writes."""
 
@@ -315,9 +318,11 @@ class Mission(_Spec):
             raise ValueError("the lookback must cover two steps at least")
         if self.horizon < self.step:
             raise ValueError("the horizon must cover one step at least")
-        if self.forecast.level is not None and (budget := {"alerts_per_week", "per"} & self.detect.model_fields_set):
+        # By value: a mission that was deployed spells every field.
+        others = [name for name in ("alerts_per_week", "per") if getattr(self.detect, name) != getattr(_USUAL, name)]
+        if self.forecast.level is not None and others:
             raise ValueError(
-                f"`forecast.level` and `detect.{min(budget)}` say two things: keep the interval, or the alert budget"
+                f"`forecast.level` and `detect.{others[0]}` say two things: keep the interval, or the alert budget"
             )
         return self
 

@@ -159,3 +159,22 @@ def test_a_mission_survives_being_written_as_json_without_its_defaults() -> None
     assert Mission.model_validate_json(text) == made
     assert "timezone" not in text
     assert mission().model_dump_json(exclude_defaults=True) == '{"name":"m","promql":"up"}'
+
+
+def test_an_interval_and_an_alert_budget_say_two_things() -> None:
+    with pytest.raises(ValidationError, match="say two things"):
+        Mission.model_validate(
+            {"name": "a", "promql": "b", "forecast": {"level": 99}, "detect": {"alerts_per_week": 2}}
+        )
+
+
+def test_a_mission_with_an_interval_can_be_read_back_with_every_field_spelt_out() -> None:
+    mission = Mission.model_validate({"name": "a", "promql": "b", "forecast": {"level": 99}})
+    assert Mission.model_validate(mission.model_dump(mode="json")) == mission
+    assert not mission.watches_over_time
+
+
+@pytest.mark.parametrize("budget", [0, -1, float("inf"), float("nan"), 169, "often"])
+def test_a_budget_is_a_number_of_alerts_up_to_one_an_hour(budget: object) -> None:
+    with pytest.raises(ValidationError, match="alerts_per_week"):
+        Mission.model_validate({"name": "a", "promql": "b", "detect": {"alerts_per_week": budget}})
