@@ -70,6 +70,7 @@ def bench_models(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.models", "--json", "bench-results/models.json", *args, env=QUIET)
     if not session.posargs:
         session.run("python", "-m", "benchmarks.nab", "--json", "bench-results/detection.json", env=QUIET)
+        session.run("python", "-m", "benchmarks.evidence", "--workers", "2", env=QUIET)
 
 
 @nox.session(python=False)
