@@ -4,11 +4,14 @@ All files below the folder count (`stores/metric_files.py` says what they may lo
 write ourselves, which goes beside them:
 
     <folder>/anomaly-times/forecasts/<mission>/<cutoff>.parquet   as in `stores/state.py`; kept for good
-    <folder>/anomaly-times/scores/<mission>/<hour>.parquet        unique_id, ds, y, yhat, yhat_lower, yhat_upper, score
+    <folder>/anomaly-times/scores/<mission>/<hour>.parquet        unique_id, ds, y, yhat, yhat_lower, yhat_upper, score,
+                                                                  reason, sustained, …, flat, incident
 
 A query is a selector with label matchers, as in Prometheus: `http_requests{job=~"a|b",env!="dev"}`. Its value at grid
 time *t* is the last sample in (*t* − step, *t*], so data that was sampled at 12:04, 12:09, … lands on a grid of
 12:05, 12:10, ….
+
+What is kept beside a score is null where there is none; a file from before it was kept lacks those columns.
 """
 
 from __future__ import annotations
@@ -30,10 +33,11 @@ import promql_parser
 
 from anomaly_times.durations import EPOCH
 from anomaly_times.errors import NoSeriesError, QueryError, StoreError, StoreUnavailableError
+from anomaly_times.evidence import KEPT
 from anomaly_times.mission import Mission
-from anomaly_times.panel import Forecast, Grid, Labels, Panel, Scores
+from anomaly_times.panel import Evidence, Floats, Forecast, Grid, Labels, Panel, Scores
 from anomaly_times.settings import Source
-from anomaly_times.stores import Written
+from anomaly_times.stores import Written, over_time
 from anomaly_times.stores.metric_files import SUFFIXES, MetricFile, merge_files, read_metric_file
 from anomaly_times.stores.promql import parse_query, point_at
 from anomaly_times.stores.state import (
@@ -55,6 +59,8 @@ RESULTS = "anomaly-times"
 """The folder for results, beside the metrics."""
 
 _BUCKET = timedelta(hours=1)
+_BESIDE = ("reason", *KEPT, "incident")
+"""The kinds of `over_time.SCORED` but the score, as columns."""
 _Stamp = tuple[int, int]
 
 
@@ -126,23 +132,45 @@ class FolderStore:
 
     def read_scores(self, missions: Sequence[Mission], grid: Grid) -> Mapping[str, Panel]:
         """See `Store.read_scores`."""
+        found = {}
+        for mission in missions:
+            labels, (score,) = self._read_results(mission, grid, ("score",))
+            if labels:
+                found[mission.name] = Panel(labels, grid, score)
+        return found
+
+    def read_evidence(self, missions: Sequence[Mission], grid: Grid) -> Mapping[str, Evidence]:
+        """See `Store.read_evidence`."""
+        found = {}
+        for mission in missions:
+            labels, numbers = self._read_results(mission, grid, (*_BESIDE[1:], "score"))
+            evidence = over_time.evidence_of(labels, grid, np.stack(numbers))
+            if evidence is not None:
+                found[mission.name] = evidence
+        return found
+
+    def _read_results(
+        self, mission: Mission, grid: Grid, columns: Sequence[str]
+    ) -> tuple[tuple[Labels, ...], list[Floats]]:
+        """What is stored in these columns at the times of `grid`: label sets, and float64[S, T] each."""
         import polars as pl
 
         inside = pl.col("ds").is_between(pl.lit(grid.start), pl.lit(grid.end))
-        found = {}
-        for mission in missions:
-            folder = self._results() / "scores" / mission.name
-            paths = [
-                path
-                for path in sorted(folder.glob("[!.]*.parquet"))
-                if grid.start - _BUCKET < result_time(path) <= grid.end
-            ]
-            if paths:
-                rows = read_results(paths, _score_columns(), lambda rows: rows.filter(inside))
-                labels, (score,) = long_to_matrix(rows, grid, ["score"])
-                if labels:
-                    found[mission.name] = Panel(labels, grid, score)
-        return found
+        folder = self._results() / "scores" / mission.name
+        paths = [
+            path
+            for path in sorted(folder.glob("[!.]*.parquet"))
+            if grid.start - _BUCKET < result_time(path) <= grid.end
+        ]
+        if not paths:
+            return (), [np.empty((0, grid.n)) for _ in columns]
+        rows = read_results(
+            paths,
+            _score_columns(),
+            lambda rows: rows.filter(inside).select("unique_id", "ds", *columns),
+            lately=_BESIDE,
+        )
+        return long_to_matrix(rows, grid, columns)
 
     def write_scores(self, scores: Sequence[tuple[Mission, Scores]]) -> Written:
         """See `Store.write_scores`; a point that has its score keeps it."""
@@ -159,7 +187,7 @@ class FolderStore:
         # A point has one file where it can be, by its hour: so none is there twice, and a file stays small enough to be
         # written anew for every pass (10,000 series at a step of 1m: 600,000 rows).
         for hour, part in _by_hour(scores):
-            new = replace(part, labels=labels).to_frame()
+            new = _frame(replace(part, labels=labels))
             if new.is_empty():
                 continue
             offered.update(new["unique_id"])
@@ -167,7 +195,7 @@ class FolderStore:
             with locked(folder):
                 stored = new.clear()
                 if path.exists():
-                    stored = read_results([path], _score_columns(), lambda rows: rows)
+                    stored = read_results([path], _score_columns(), lambda rows: rows, lately=_BESIDE)
                     new = new.join(stored, on=["unique_id", "ds"], how="anti")
                 if not new.is_empty():
                     write_parquet(path, pl.concat([stored, new]))
@@ -352,19 +380,19 @@ def _by_hour(scores: Scores) -> Iterator[tuple[datetime, Scores]]:
         hour = time - (time - EPOCH) % _BUCKET
         stop = min(grid.n, -((grid.start - hour - _BUCKET) // grid.step))
         cut = slice(at, stop)
-        yield (
-            hour,
-            replace(
-                scores,
-                grid=grid[cut],
-                y=scores.y[:, cut],
-                yhat=scores.yhat[:, cut],
-                lower=scores.lower[:, cut],
-                upper=scores.upper[:, cut],
-                score=scores.score[:, cut],
-            ),
-        )
+        yield hour, scores.columns(cut)
         at = stop
+
+
+def _frame(scores: Scores) -> pl.DataFrame:
+    """Scores as rows of a file: those that there are."""
+    import polars as pl
+
+    numbers = over_time.score_numbers(scores)
+    columns = [
+        pl.Series(name, rows.reshape(-1), nan_to_null=True) for name, rows in zip(_BESIDE, numbers[:-1], strict=True)
+    ]
+    return scores.to_frame(gaps=True).hstack(columns).filter(pl.col("score").is_not_nan())
 
 
 def _combine(files: Mapping[Path, MetricFile]) -> list[MetricFile]:
@@ -386,5 +414,5 @@ def _iso(at: datetime) -> str:
 def _score_columns() -> dict[str, pl.DataType]:
     import polars as pl
 
-    values = ("y", "yhat", "yhat_lower", "yhat_upper", "score")
+    values = ("y", "yhat", "yhat_lower", "yhat_upper", "score", *_BESIDE)
     return {"unique_id": pl.String(), "ds": pl.Datetime("ms", "UTC"), **dict.fromkeys(values, pl.Float64())}

@@ -9,10 +9,10 @@ import itertools
 import re
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -20,14 +20,15 @@ from typing import Self
 from urllib.parse import quote
 
 import numpy as np
+import numpy.typing as npt
 
-from anomaly_times.conventions import FORECAST_METRICS, LABEL_MISSION, OUR_METRICS, SCORE
+from anomaly_times.conventions import FORECAST_METRICS, LABEL_MISSION, LIMIT_METRICS, OUR_METRICS, SCORE
 from anomaly_times.durations import EPOCH, format_duration, milliseconds
 from anomaly_times.errors import NoSeriesError, QueryError, StoreDataError, StoreError, StoreUnavailableError
 from anomaly_times.mission import Mission
-from anomaly_times.panel import Floats, Forecast, Grid, Labels, Panel, Scores
+from anomaly_times.panel import Evidence, Floats, Forecast, Grid, Labels, Panel, Scores
 from anomaly_times.settings import Source, WriteMode
-from anomaly_times.stores import Written, writing
+from anomaly_times.stores import Written, over_time, writing
 from anomaly_times.stores.http import HttpClient, RefusedError, TooLargeError
 from anomaly_times.stores.matrix import parse_matrix, parse_newest, parse_samples, parse_strings, parse_types
 from anomaly_times.stores.promql import Query, TooManySeriesError, parse_query, point_at, server_position, server_reason
@@ -51,6 +52,13 @@ _OUT_OF_TIME = re.compile("timeout exceeded|timed out|deadline exceeded", re.IGN
 _LATENCY_STEP = timedelta(minutes=1)
 _LATENCY_MS = 60_000
 _SKEW_MS = 5_000
+_CUTOFFS_KEPT = 4
+_LOOK_AGAIN = 60.0
+"""For so many seconds limits that are not there may still be on their way."""
+
+_Cutoffs = npt.NDArray[np.int64]
+_CutoffsOf = tuple[tuple[Labels, ...], _Cutoffs]
+"""Label sets, and the cutoff that the forecast of each point stems from (ms since the epoch; −1: none): int64[S, T]."""
 
 
 class PrometheusStore:
@@ -71,6 +79,8 @@ class PrometheusStore:
         self._lock = threading.Lock()
         self._victoria: dict[str, bool] = {}
         self._layouts: dict[tuple[str, ...], _Layout] = {}
+        self._limits: dict[str, dict[int, _StoredLimits]] = {}
+        self._recalled = over_time.Recalled()
 
     @property
     def name(self) -> str:
@@ -207,10 +217,18 @@ class PrometheusStore:
         later = [mission for mission in missions if not self.writes_ahead(mission)]
         found = dict(ForecastFiles(self.state).read(later, grid, since=since)) if later else {}
         back = self._read_back(ahead, grid, FORECAST_METRICS, since or {})
-        for name, (labels, values) in back.items():
-            values[:, np.isnan(values).any(axis=0)] = np.nan
-            if since is None or np.isfinite(values).any():
+        cutoffs: dict[str, _Cutoffs] = {}
+        for name, (labels, values, lead) in back.items():
+            missing = np.isnan(values).any(axis=0)
+            values[:, missing] = np.nan
+            if since is None or not missing.all():
                 found[name] = Forecast(labels, grid, None, *values)
+                steps = np.where(missing, -1, lead[0]).astype(np.int64)
+                cutoffs[name] = np.where(missing, -1, grid.epoch_ms() - steps * grid.step_ms)
+        watching = {mission.name for mission in ahead if mission.watches_over_time}
+        of_points = {name: (found[name].labels, known) for name, known in cutoffs.items() if name in watching}
+        for name, numbers in self._limits_in_force(of_points, grid.step_ms).items():
+            found[name] = replace(found[name], limits=over_time.limits_of(numbers))
         return found
 
     def read_scores(self, missions: Sequence[Mission], grid: Grid) -> Mapping[str, Panel]:
@@ -219,16 +237,49 @@ class PrometheusStore:
         Raises:
             StoreError: the server is away, refuses, or answers what cannot be understood.
         """
-        found = self._read_back(missions, grid, (SCORE,), {})
-        return {name: Panel(labels, grid, values[0]) for name, (labels, values) in found.items()}
+        back = self._read_back(missions, grid, (SCORE,), {})
+        found = {name: Panel(labels, grid, values[0]) for name, (labels, values, _) in back.items()}
+        if grid.n:
+            self._recalled.confirm(missions, grid, found)
+        return found
+
+    def read_evidence(self, missions: Sequence[Mission], grid: Grid) -> Mapping[str, Evidence]:
+        """For each mission (by name) the evidence kept at the times of `grid`, as `Store` says.
+
+        One query, or none where `read_scores` just saw that nobody has written since this store read or wrote.
+
+        Raises:
+            StoreError: the server is away, refuses, or answers what cannot be understood.
+        """
+        if not grid.n:
+            return {}
+        kept, unsure = {}, []
+        for mission in missions:
+            known = self._recalled.recall(mission.name, grid)
+            if known is not None:
+                kept[mission.name] = known
+            else:
+                unsure.append(mission)
+        for name, (labels, numbers) in self._read_beside(unsure, grid).items():
+            self._recalled.learn(name, labels, grid, numbers)
+            kept[name] = labels, numbers
+        found = {name: over_time.evidence_of(labels, grid, numbers) for name, (labels, numbers) in kept.items()}
+        return {name: evidence for name, evidence in found.items() if evidence is not None}
 
     def write_forecasts(self, forecasts: Sequence[tuple[Mission, Forecast]]) -> Written:
         """Store these forecasts, ahead or to wait for their time; see `writing.write_forecasts`."""
         return writing.write_forecasts(self, forecasts)
 
     def write_scores(self, scores: Sequence[tuple[Mission, Scores]]) -> Written:
-        """Store these scores; see `writing.write_scores`."""
-        return writing.write_scores(self, scores)
+        """Store these scores, and remember what is kept beside them; see `writing.write_scores`."""
+        try:
+            written, sent = writing.write_scores(self, scores)
+        except BaseException:
+            self._recalled.forget(mission for mission, _ in scores)
+            raise
+        for mission, labels, grid, numbers in sent:
+            self._recalled.extend(mission, labels, grid, numbers)
+        return written
 
     def close(self) -> None:
         """Give connections back."""
@@ -336,23 +387,24 @@ class PrometheusStore:
 
     def _read_back(
         self, missions: Sequence[Mission], grid: Grid, metrics: tuple[str, ...], since: Mapping[str, datetime]
-    ) -> dict[str, tuple[tuple[Labels, ...], Floats]]:
-        """By mission the label sets, sorted, and float64[metric, S, T] of what is stored for the times of `grid`.
+    ) -> dict[str, tuple[tuple[Labels, ...], Floats, Floats]]:
+        """By mission the label sets, sorted, and what is stored for the times of `grid`.
 
-        Of missions in `since`, what was forecast from a cutoff before is NaN.
+        That is float64[metric, S, T] of values, and of their leads in ms. Of missions in `since`, what was forecast
+        from a cutoff before is NaN.
         """
         if not missions or not grid.n:
             return {}
         labels: list[Labels] = []
         parts: list[Floats] = []
+        leads: list[Floats] = []
         for names in _chunks([mission.name for mission in missions]):
             # A selector that matched nothing may match by now, and VictoriaMetrics does not look again for 10 s.
             for regex in ("|".join(metrics), writing.uncached(*metrics)):
-                # Names of metrics and missions hold nothing that a regular expression would take as its own.
-                selector = f'{{__name__=~"{regex}",{LABEL_MISSION}=~"{"|".join(names)}"}}'
-                found, y, lead = self._newest(selector, grid, self.source.readback_url)
+                found, y, lead = self._newest(_selector(regex, names), grid, self.source.readback_url)
                 labels += found
                 parts.append(_from_cutoffs(found, y, lead, grid, since) if since else y)
+                leads.append(lead)
                 if found or not self._is_victoria(self.source.readback_url):
                     break
         layout = self._layouts.get(metrics)
@@ -360,16 +412,105 @@ class PrometheusStore:
         if layout is None or rows is None:
             layout = self._layouts[metrics] = _Layout.of(labels, metrics, self.source.ignore_labels)
             rows = layout.rows_of(labels)
-        out = np.full((layout.size, grid.n), np.nan)
-        y = np.concatenate(parts)
+        out = np.full((2, layout.size, grid.n), np.nan)
+        both = np.concatenate(parts), np.concatenate(leads)
         if layout.unique:
-            out[rows] = y
+            out[0, rows], out[1, rows] = both
         else:
             # Two relays wrote the same under labels that are ignored.
-            for row, values in zip(rows or (), y, strict=True):
-                out[row] = np.where(np.isnan(values), out[row], values)
-        whole = out.reshape(len(metrics), -1, grid.n)
-        return {mission: (known, whole[:, part]) for mission, (known, part) in layout.missions.items()}
+            for row, *values in zip(rows or (), *both, strict=True):
+                out[:, row] = np.where(np.isnan(values[0]), out[:, row], values)
+        y, lead = out.reshape(2, len(metrics), -1, grid.n)
+        return {mission: (known, y[:, part], lead[:, part]) for mission, (known, part) in layout.missions.items()}
+
+    def _read_beside(self, missions: Sequence[Mission], grid: Grid) -> dict[str, tuple[tuple[Labels, ...], Floats]]:
+        """By mission the label sets, sorted, of what has a score, and float64[6, S, T] by kind of `READ_BACK`."""
+        base, ignored = self.source.readback_url, ("__name__", *self.source.ignore_labels)
+        kinds = over_time.READ_BACK
+        metrics = tuple(dict.fromkeys(metric for metric, _ in kinds))
+        nothing: tuple[tuple[Labels, ...], Floats] = (), np.empty((len(kinds), 0, grid.n))
+        kept = {mission.name: nothing for mission in missions}
+        for names in _chunks([mission.name for mission in missions]):
+            # Evidence that appears for the first time must not be missed.
+            answered, y, _ = self._newest(_selector(writing.uncached(*metrics), names), grid, base)
+            stored = [(row.get("__name__"), row.without(ignored)) for row in answered]
+            by_mission: dict[str, set[Labels]] = defaultdict(set)
+            for metric, row in stored:
+                if metric == SCORE:
+                    by_mission[row.get(LABEL_MISSION)].add(row)
+            places: dict[tuple[str, Labels], tuple[Floats, tuple[int, int]]] = {}
+            for name, rows in by_mission.items():
+                labels = tuple(sorted(rows))
+                numbers = np.full((len(kinds), len(labels), grid.n), np.nan)
+                kept[name] = labels, numbers
+                places |= {key: (numbers, at) for key, at in over_time.places(labels, kinds).items()}
+            for key, values in zip(stored, y, strict=True):
+                if key in places:
+                    numbers, at = places[key]
+                    numbers[at] = np.where(np.isnan(values), numbers[at], values)
+        for _, numbers in kept.values():
+            numbers[:] = over_time.without_score(numbers, numbers[-1])
+        return kept
+
+    def _limits_in_force(self, of_points: Mapping[str, _CutoffsOf], step_ms: int) -> dict[str, Floats]:
+        """By mission what is stored of the limits at each point, by kind of `LIMITS`: float64[6, S, T].
+
+        Those of a cutoff are read once, and again where a series that has its forecast has none, for a write may have
+        been under way; that is over in a minute.
+        """
+        now = time.monotonic()
+        known: dict[str, dict[int, _StoredLimits]] = {}
+        wanted: dict[str, tuple[tuple[Labels, ...], list[int]]] = {}
+        for name, (labels, cutoffs) in of_points.items():
+            before = self._limits.get(name, {})
+            used: list[int] = np.unique(cutoffs[cutoffs >= 0]).tolist()
+            known[name] = {at: before[at] for at in used if at in before and before[at].labels == labels}
+            missing = [
+                at
+                for at in used
+                if at not in known[name]
+                or (now < known[name][at].until and known[name][at].lacks((cutoffs == at).any(axis=1)))
+            ]
+            if missing:
+                wanted[name] = labels, missing
+        for names in _chunks(list(wanted)):
+            for name, read in self._read_limits({name: wanted[name] for name in names}, step_ms).items():
+                for at, numbers in read.items():
+                    until = known[name][at].until if at in known[name] else now + _LOOK_AGAIN
+                    known[name][at] = _StoredLimits(wanted[name][0], numbers, until)
+        out = {}
+        for name, (_, cutoffs) in of_points.items():
+            out[name] = np.full((len(over_time.LIMITS), *cutoffs.shape), np.nan)
+            for at, stored in known[name].items():
+                out[name] = np.where(cutoffs == at, stored.numbers[:, :, None], out[name])
+            recent = sorted((self._limits.get(name, {}) | known[name]).items())
+            self._limits[name] = dict(recent[-_CUTOFFS_KEPT:])
+        return out
+
+    def _read_limits(
+        self, wanted: Mapping[str, tuple[tuple[Labels, ...], list[int]]], step_ms: int
+    ) -> dict[str, dict[int, Floats]]:
+        """By mission and cutoff (ms since the epoch) what is stored of limits, by kind of `LIMITS`: float64[6, S]."""
+        kinds, ignored = over_time.LIMITS, self.source.ignore_labels
+        out: dict[str, dict[int, Floats]] = {}
+        places: dict[tuple[str, Labels], tuple[dict[int, Floats], tuple[int, int]]] = {}
+        stamps: set[int] = set()
+        for name, (labels, cutoffs) in wanted.items():
+            out[name] = {at: np.full((len(kinds), len(labels)), np.nan) for at in cutoffs}
+            by_stamp = {writing.limits_at(at, step_ms): numbers for at, numbers in out[name].items()}
+            stamps |= set(by_stamp)
+            places |= {key: (by_stamp, at) for key, at in over_time.places(labels, kinds).items()}
+        selector = _selector(writing.uncached(*LIMIT_METRICS), list(wanted))
+        window = f"{selector}[{max(stamps) - min(stamps) + 1}ms]"
+        end = EPOCH + timedelta(milliseconds=max(stamps))
+        for row, samples in self.query(window, end, url=self.source.readback_url):
+            key = row.get("__name__"), row.without(("__name__", *ignored))
+            if key in places:
+                by_stamp, place = places[key]
+                for stamp, value in samples:
+                    if stamp in by_stamp:
+                        by_stamp[stamp][place] = value
+        return out
 
     def _newest(self, selector: str, grid: Grid, base: str) -> tuple[list[Labels], Floats, Floats]:
         """The newest sample of each step for the series of `selector`, and its lead in ms: float64[S, T] each.
@@ -423,6 +564,22 @@ class PrometheusStore:
             hint="are its series younger than that? is a range like [5m] shorter than two scrapes? do both sides of an "
             "operator have equal labels?",
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _StoredLimits:
+    """What is stored of the limits that a mission's series got at one cutoff: float64[6, S] by kind of `LIMITS`.
+
+    Until `until` (monotonic, in seconds) more may come.
+    """
+
+    labels: tuple[Labels, ...]
+    numbers: Floats
+    until: float
+
+    def lacks(self, rows: npt.NDArray[np.bool_]) -> bool:
+        """Whether any of `rows` has none."""
+        return bool((np.isnan(self.numbers[-1]) & rows).any())
 
 
 @dataclass(frozen=True, eq=False)
@@ -537,6 +694,12 @@ def _from_cutoffs(
     return np.where(cutoff < oldest[:, None], np.nan, y)
 
 
+def _selector(metrics: str, missions: Sequence[str]) -> str:
+    """What selects the series of these metrics (a regular expression) and missions."""
+    # Names of metrics and missions hold nothing that a regular expression would take as its own.
+    return f'{{__name__=~"{metrics}",{LABEL_MISSION}=~"{"|".join(missions)}"}}'
+
+
 def _too_many(where: str, count: str, limit: int) -> TooManySeriesError:
     return TooManySeriesError(
         f"{where}: the query answers {count} series, and {limit:,} are allowed",
@@ -564,7 +727,8 @@ def _chunks(names: Sequence[str]) -> Iterator[list[str]]:
             group, length = [], 0
         group.append(name)
         length += len(name) + 1
-    yield group
+    if group:
+        yield group
 
 
 def _seconds(ms: int) -> str:

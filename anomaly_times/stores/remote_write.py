@@ -14,6 +14,7 @@ import cramjam
 import numpy as np
 import numpy.typing as npt
 
+from anomaly_times.conventions import LABEL_CHANNEL
 from anomaly_times.panel import Labels
 from anomaly_times.stores.samples import Samples, joined
 
@@ -30,6 +31,9 @@ HEADERS = {
 _VALUE = slice(3, 11)
 _TIME = 12
 _LONGEST = _TIME + 10
+_CHANNEL = LABEL_CHANNEL.encode()
+
+_LabelBytes = tuple[bytes, bytes, bytes, bool]
 
 
 def encode(blocks: Iterable[Samples]) -> Iterator[bytes]:
@@ -41,24 +45,33 @@ def encode(blocks: Iterable[Samples]) -> Iterator[bytes]:
 
 def _write_requests(samples: Samples) -> Iterator[bytes]:
     labels = [_label_bytes(row) for row in samples.labels]
-    name = 32 + max(map(len, samples.metrics), default=0)
-    for rows in samples.cuts([name + len(before) + len(after) for before, after in labels], per_sample=_LONGEST):
+    # A channel adds its own pair, and a prefix to a label that makes room for it.
+    name = 32 + 64 * any(samples.channels) + max((len("".join(kind)) for kind in samples.kinds()), default=0)
+    sizes = [name + len(before) + len(between) + len(after) for before, between, after, _ in labels]
+    for rows in samples.cuts(sizes, per_sample=_LONGEST):
         yield _write_request(samples[rows], labels[rows])
 
 
-def _write_request(samples: Samples, labels: list[tuple[bytes, bytes]]) -> bytes:
+def _write_request(samples: Samples, labels: list[_LabelBytes]) -> bytes:
     frames, ends = _sample_frames(samples)
-    names = [_label(b"__name__", metric.encode()) for metric in samples.metrics]
+    kinds = [
+        (_label(b"__name__", metric.encode()), _label(_CHANNEL, channel.encode()) if channel else b"")
+        for metric, channel in samples.kinds()
+    ]
     parts: list[bytes | memoryview] = []
     start, at = 0, 0
-    for before, after in labels:
-        for name in names:
+    for i, (before, between, after, has_channel) in enumerate(labels):
+        for m, (name, channel) in enumerate(kinds):
             end = ends[at]
             at += 1
             if end == start:
                 continue
-            length = len(before) + len(name) + len(after) + end - start
-            parts += (b"\x0a", _varint(length), before, name, after, frames[start:end])
+            if channel and has_channel:
+                first, second, third, _ = _label_bytes(samples.series(i, m))
+                pairs = first + name + second + third
+            else:
+                pairs = before + name + between + channel + after
+            parts += (b"\x0a", _varint(len(pairs) + end - start), pairs, frames[start:end])
             start = end
     return b"".join(parts)
 
@@ -113,10 +126,15 @@ def _label(name: bytes, value: bytes) -> bytes:
 
 # The same series are written minute after minute.
 @lru_cache(maxsize=50_000)
-def _label_bytes(labels: Labels) -> tuple[bytes, bytes]:
-    """The encoded labels that sort before `__name__`, and those after it: the protocol wants names in order."""
+def _label_bytes(labels: Labels) -> _LabelBytes:
+    """The encoded labels that sort before `__name__`, up to `channel`, and after: the protocol wants names in order.
+
+    And whether there is a label `channel` among the last.
+    """
     encoded = [(name, _label(name.encode(), value.encode())) for name, value in labels]
     return (
         b"".join(pair for name, pair in encoded if name < "__name__"),
-        b"".join(pair for name, pair in encoded if name >= "__name__"),
+        b"".join(pair for name, pair in encoded if "__name__" <= name < LABEL_CHANNEL),
+        b"".join(pair for name, pair in encoded if name >= LABEL_CHANNEL),
+        any(name == LABEL_CHANNEL for name, _ in labels),
     )

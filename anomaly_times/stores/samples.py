@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from anomaly_times.conventions import channel_labels
 from anomaly_times.panel import Floats, Labels
 
 __all__ = ["MAX_BYTES", "Samples", "joined"]
@@ -27,7 +28,8 @@ class Samples:
     """`values[i, m, t]` is the sample of metric `metrics[m]` with `labels[i]` at `timestamps[t]`.
 
     `labels` are without `__name__`, which is the metric; `timestamps` are milliseconds since the epoch, int64[T],
-    strictly rising; `values` is float64[S, M, T], and what is not finite in it is never sent.
+    strictly rising; `values` is float64[S, M, T], and what is not finite in it is never sent. Where there are
+    `channels`, one a metric, a metric is sent with `conventions.channel_labels`, less those whose channel is empty.
 
     Raises:
         ValueError: if the shapes do not fit, or the timestamps do not rise.
@@ -37,17 +39,29 @@ class Samples:
     labels: Sequence[Labels]
     timestamps: npt.NDArray[np.int64]
     values: Floats
+    channels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         shape = (len(self.labels), len(self.metrics), len(self.timestamps))
         if self.values.shape != shape:
             raise ValueError(f"Samples.values is {self.values.shape}, not {shape}")
+        if self.channels and len(self.channels) != len(self.metrics):
+            raise ValueError(f"{len(self.channels)} channels for {len(self.metrics)} metrics")
         if (self.timestamps[1:] <= self.timestamps[:-1]).any():
             raise ValueError("timestamps must rise: servers take the samples of a series in time order only")
 
     def __getitem__(self, rows: slice) -> Samples:
         """The series of `rows`; views, not copies."""
         return replace(self, labels=self.labels[rows], values=self.values[rows])
+
+    def kinds(self) -> tuple[tuple[str, str], ...]:
+        """Each metric with its channel, empty where it has none."""
+        return tuple(zip(self.metrics, self.channels or ("",) * len(self.metrics), strict=True))
+
+    def series(self, row: int, metric: int) -> Labels:
+        """The labels, less the name, under which one metric of one row is sent."""
+        channel = self.channels[metric] if self.channels else ""
+        return channel_labels(self.labels[row], channel) if channel else self.labels[row]
 
     def where(self, keep: npt.NDArray[np.bool_]) -> Samples:
         """The series where `keep`, bool[S], is true."""
@@ -73,8 +87,9 @@ class Samples:
             row_bytes: what one metric of each series takes, less its samples, at most.
             per_sample: bytes of one sample, at most.
         """
-        counts = np.isfinite(self.values).sum(axis=(1, 2))
-        sizes = len(self.metrics) * np.asarray(row_bytes, dtype=np.int64) + counts * per_sample
+        finite = np.isfinite(self.values)
+        counts, series = finite.sum(axis=(1, 2)), finite.any(axis=2).sum(axis=1)
+        sizes = series * np.asarray(row_bytes, dtype=np.int64) + counts * per_sample
         samples = np.concatenate(([0], np.cumsum(counts)))
         size = np.concatenate(([0], np.cumsum(sizes)))
         first = 0

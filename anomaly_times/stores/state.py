@@ -3,10 +3,12 @@
 Where a store must not be given the future (`write: at_detection`), a forecast waits here until its time has come; a
 folder of metrics keeps its forecasts here for good. Any Parquet reader opens them:
 
-    <root>/<mission>/2025-03-01T120000.000Z.parquet      unique_id, ds, yhat, yhat_lower, yhat_upper, keep_until
+    <root>/<mission>/2025-03-01T120000.000Z.parquet      unique_id, ds, yhat, yhat_lower, yhat_upper, keep_until,
+                                                         limit_sustained, …, usual, move
 
-`unique_id` is the label set under which results are written, `ds` is UTC. A file appears complete or not at all, and
-what a complete file holds never changes.
+`unique_id` is the label set under which results are written, `ds` is UTC. The limits of evidence over time are the same
+at all points of a series, and null where there are none; a file from before there were any lacks their columns. A file
+appears complete or not at all, and what a complete file holds never changes.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ import numpy as np
 
 from anomaly_times.durations import EPOCH, milliseconds
 from anomaly_times.errors import StoreDataError, StoreUnavailableError
+from anomaly_times.evidence import KEPT
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Floats, Forecast, Grid, Labels
-from anomaly_times.stores import Written
+from anomaly_times.stores import Written, over_time
 
 if TYPE_CHECKING:
     import polars as pl
@@ -44,6 +47,8 @@ __all__ = [
 ]
 
 _VALUES = ("yhat", "yhat_lower", "yhat_upper")
+_LIMITS = (*(f"limit_{channel}" for channel in KEPT), "usual", "move")
+"""The kinds of `over_time.LIMITS` as columns; `usual` is that of `sustained`."""
 _FILE = re.compile(r"(\d{4}-\d\d-\d\dT\d{6}\.\d{3}Z)\.parquet")
 _HINT = "move the file away; the next forecast writes a new one"
 
@@ -76,13 +81,21 @@ class ForecastFiles:
         if frame.is_empty():
             return Written()
         until = milliseconds(forecast.grid.end + mission.detect.catch_up - EPOCH)
-        frame = frame.hstack([pl.Series("keep_until", np.full(len(frame), until)).cast(_time())])
+        # Of each series as many points as it has a forecast for.
+        points = (~np.isnan(forecast.yhat)).sum(axis=1)
+        limits = [pl.Series(name, [], pl.Float64()).extend_constant(None, len(frame)) for name in _LIMITS]
+        if forecast.limits is not None:
+            limits = [
+                pl.Series(name, np.repeat(row, points), nan_to_null=True)
+                for name, row in zip(_LIMITS, over_time.limit_numbers(forecast.limits), strict=True)
+            ]
+        frame = frame.hstack([pl.Series("keep_until", np.full(len(frame), until)).cast(_time()), *limits])
         folder = self.root / mission.name
         path = folder / result_name(forecast.cutoff)
         with locked(folder):
             new, stored = frame, None
             if path.exists():
-                stored = read_results([path], _columns(), lambda rows: rows)
+                stored = read_results([path], _columns(), lambda rows: rows, lately=_LIMITS)
                 new = frame.join(stored, on=("unique_id", "ds"), how="anti")
             if not new.is_empty():
                 write_parquet(path, new if stored is None else pl.concat([stored, new]))
@@ -114,9 +127,11 @@ class ForecastFiles:
             rows = self._read_all(paths, inside, start=grid.start_ms)
             if rows is None:
                 continue
-            labels, (yhat, lower, upper) = long_to_matrix(rows, grid, _VALUES)
+            watches = mission.watches_over_time
+            labels, (yhat, lower, upper, *numbers) = long_to_matrix(rows, grid, _VALUES + _LIMITS * watches)
             if labels:
-                found[mission.name] = Forecast(labels, grid, None, yhat, lower, upper)
+                limits = over_time.limits_of(np.stack(numbers)) if watches else None
+                found[mission.name] = Forecast(labels, grid, None, yhat, lower, upper, limits=limits)
         return found
 
     def prune(self, now: datetime) -> None:
@@ -148,7 +163,9 @@ class ForecastFiles:
         while paths:
             try:
                 paths = [path for path in paths if self._reach_of(path)[0] >= start]
-                return read_results(paths, _columns(), lambda rows: rows.filter(inside)) if paths else None
+                if not paths:
+                    return None
+                return read_results(paths, _columns(), lambda rows: rows.filter(inside), lately=_LIMITS)
             except FileNotFoundError:
                 # Another worker pruned one after we listed the folder.
                 paths = [path for path in paths if path.exists()]
@@ -162,7 +179,7 @@ class ForecastFiles:
         key = (str(path), stat.st_mtime_ns, stat.st_size)
         if key not in self._reach:
             ends = pl.col("ds").max().dt.epoch("ms"), pl.col("keep_until").max().dt.epoch("ms")
-            last, keep = read_results([path], _columns(), lambda rows: rows.select(ends)).row(0)
+            last, keep = read_results([path], _columns(), lambda rows: rows.select(ends), lately=_LIMITS).row(0)
             if last is None or keep is None:
                 raise StoreDataError(f"{path} holds no forecast", hint=_HINT)
             self._reach[key] = (last, keep)
@@ -197,9 +214,19 @@ def long_to_matrix(frame: pl.DataFrame, grid: Grid, columns: Sequence[str]) -> t
 
 
 def read_results(
-    paths: Sequence[Path], columns: Mapping[str, pl.DataType], ask: Callable[[pl.LazyFrame], pl.LazyFrame]
+    paths: Sequence[Path],
+    columns: Mapping[str, pl.DataType],
+    ask: Callable[[pl.LazyFrame], pl.LazyFrame],
+    *,
+    lately: Sequence[str] = (),
 ) -> pl.DataFrame:
-    """What `ask` makes of the rows of some of our Parquet files (at least one), which have exactly these columns.
+    """What `ask` makes of the rows of some of our Parquet files (at least one), one below the other.
+
+    Args:
+        paths: the files.
+        columns: what they have, exactly.
+        ask: makes of the rows of a file what is wanted of them.
+        lately: those of `columns` that a file from before there were any lacks, all of them; they are null then.
 
     Raises:
         StoreDataError: naming a file that is truncated or none of ours.
@@ -208,21 +235,31 @@ def read_results(
     """
     import polars as pl
 
+    return pl.concat([_read_result(path, columns, ask, lately) for path in paths])
+
+
+def _read_result(
+    path: Path,
+    columns: Mapping[str, pl.DataType],
+    ask: Callable[[pl.LazyFrame], pl.LazyFrame],
+    lately: Sequence[str],
+) -> pl.DataFrame:
+    import polars as pl
+
     try:
-        rows = pl.scan_parquet(list(paths), glob=False)
-        if dict(rows.collect_schema()) != columns:
-            raise StoreDataError(f"{paths[0]} is none of our files: it has other columns", hint=_HINT)
+        rows = pl.scan_parquet(path, glob=False)
+        found = dict(rows.collect_schema())
+        if found == {name: kind for name, kind in columns.items() if name not in lately}:
+            rows = rows.with_columns(pl.lit(None, columns[name]).alias(name) for name in lately).select(*columns)
+        elif found != columns:
+            raise StoreDataError(f"{path} is none of our files: it has other columns", hint=_HINT)
         return ask(rows).collect()
     except FileNotFoundError:
         raise
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as exc:
-        if len(paths) > 1:
-            # Polars does not say which one it is.
-            for path in paths:
-                read_results([path], columns, ask)
-        raise StoreDataError(f"{paths[0]} cannot be read as Parquet: {first_line(exc)}", hint=_HINT) from exc
+        raise StoreDataError(f"{path} cannot be read as Parquet: {first_line(exc)}", hint=_HINT) from exc
     except OSError as exc:
-        raise StoreUnavailableError(f"{paths[0]} cannot be read: {exc.strerror or exc}") from exc
+        raise StoreUnavailableError(f"{path} cannot be read: {exc.strerror or exc}") from exc
 
 
 def write_parquet(path: Path, frame: pl.DataFrame) -> None:
@@ -277,7 +314,9 @@ def first_line(exc: BaseException) -> str:
 def _columns() -> dict[str, pl.DataType]:
     import polars as pl
 
-    return {"unique_id": pl.String(), "ds": _time(), **dict.fromkeys(_VALUES, pl.Float64()), "keep_until": _time()}
+    number = pl.Float64()
+    values, limits = dict.fromkeys(_VALUES, number), dict.fromkeys(_LIMITS, number)
+    return {"unique_id": pl.String(), "ds": _time(), **values, "keep_until": _time(), **limits}
 
 
 def _time() -> pl.DataType:

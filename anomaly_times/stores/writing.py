@@ -2,6 +2,7 @@
 
 A forecast for grid time *t*, *k* steps after its cutoff, is written at *t* − *k* ms (`conventions.lead_ms`), and a
 (mission, cutoff) that is complete is never written again: a server that keeps every sample would show either value.
+Its limits are sent before it, and what is kept beside a score is sent with it, never later.
 """
 
 from __future__ import annotations
@@ -22,21 +23,19 @@ import numpy.typing as npt
 from anomaly_times.conventions import (
     FAILED,
     FORECAST_METRICS,
+    LABEL_CHANNEL,
     LABEL_KIND,
     LABEL_MISSION,
-    LOWER,
-    PRED,
-    SCORE,
-    UPPER,
     Kind,
+    channel_labels,
     lead_ms,
 )
 from anomaly_times.durations import EPOCH, format_duration, milliseconds
 from anomaly_times.errors import MissionError, StoreError, UsageError
 from anomaly_times.mission import Mission
-from anomaly_times.panel import Forecast, Grid, Labels, Scores
+from anomaly_times.panel import Floats, Forecast, Grid, Labels, Scores
 from anomaly_times.settings import WriteMode
-from anomaly_times.stores import Written, remote_write, vm_import
+from anomaly_times.stores import Written, over_time, remote_write, vm_import
 from anomaly_times.stores.http import RefusedError
 from anomaly_times.stores.samples import Samples
 from anomaly_times.stores.state import ForecastFiles
@@ -44,7 +43,17 @@ from anomaly_times.stores.state import ForecastFiles
 if TYPE_CHECKING:
     from anomaly_times.stores.prometheus import PrometheusStore
 
-__all__ = ["FARTHEST_AHEAD", "MAX_LABELS", "send", "uncached", "write_failures", "write_forecasts", "write_scores"]
+__all__ = [
+    "FARTHEST_AHEAD",
+    "MAX_LABELS",
+    "Sent",
+    "limits_at",
+    "send",
+    "uncached",
+    "write_failures",
+    "write_forecasts",
+    "write_scores",
+]
 
 FARTHEST_AHEAD = timedelta(hours=47)
 """VictoriaMetrics drops what lies more than two days ahead, with a 204; an hour is for clocks and delays."""
@@ -52,6 +61,9 @@ MAX_LABELS = 30
 """`-maxLabelsPerTimeseries` of VictoriaMetrics, `__name__` included; it cuts labels beyond off, with a 204."""
 MAX_NAME, MAX_VALUE = 256, 4096
 """Bytes of a label's name and value: VictoriaMetrics cuts or drops what is longer, by version."""
+
+Sent = tuple[Mission, tuple[Labels, ...], Grid, Floats]
+"""A mission's label sets, less what a relay adds, and what was stored: float64[6, S, T] by `over_time.READ_BACK`."""
 
 _RECENT = timedelta(hours=12)
 _COUNTER_DELAY = 1.5
@@ -72,9 +84,9 @@ def write_forecasts(store: PrometheusStore, items: Sequence[tuple[Mission, Forec
     """
     ahead, later = [], []
     for mission, forecast in items:
-        labels = _checked_labels(store, mission, forecast.labels)
+        labels = _checked_labels(store, mission, forecast.labels, channels=forecast.limits is not None)
         if store.writes_ahead(mission):
-            ahead.append((mission, _forecast_samples(store, mission, labels, forecast)))
+            ahead.append((mission, _forecast_samples(store, mission, labels, forecast), forecast))
         else:
             later.append((mission, forecast))
 
@@ -86,46 +98,64 @@ def write_forecasts(store: PrometheusStore, items: Sequence[tuple[Mission, Forec
         # By the time of the forecasts, so that a pass over the past keeps what it needs, and never past the present.
         files.prune(min([datetime.now(UTC), *(forecast.cutoff for _, forecast in later if forecast.cutoff)]))
     blocks = []
-    for mission, samples in ahead:
+    for mission, samples, forecast in ahead:
         missing, skipped = _without_stored(store, mission, samples)
         written += Written(skipped=skipped)
-        blocks.append(missing)
+        # Before the forecast, so that where one is its limits are.
+        blocks += [*_limit_samples(store, mission, missing.labels, forecast), missing]
     return written + send(store, blocks)
 
 
-def write_scores(store: PrometheusStore, items: Sequence[tuple[Mission, Scores]]) -> Written:
-    """Store scores at the times of their grids; NaN is left out.
+def limits_at(cutoff_ms: int, step_ms: int) -> int:
+    """When the limits of a cutoff are written, in ms since the epoch: with the first point of its forecast."""
+    return cutoff_ms + step_ms - 1
+
+
+def write_scores(store: PrometheusStore, items: Sequence[tuple[Mission, Scores]]) -> tuple[Written, list[Sent]]:
+    """Store scores at the times of their grids, with what is kept beside them; NaN is left out.
 
     Where forecasts are not written ahead, the forecast and its bounds go beside each score, and only points past the
     newest stored score of their series: a plain Prometheus refuses a whole request for one older sample.
 
     Oldest first, all series of a mission together: where a write breaks off in the middle, the newest score of every
-    series says truly how far it came.
+    series says truly how far it came. A score goes into one request with all that belongs to it, after it.
+
+    Returns:
+        What was written in all, and mission by mission.
 
     Raises:
         MissionError: two series would be written as one, or a limit of the server would be passed.
         StoreError: the server is away, refuses, or dropped what it accepted.
     """
     checked = [
-        (mission, replace(scores, labels=_checked_labels(store, mission, scores.labels))) for mission, scores in items
+        (
+            mission,
+            replace(
+                scores, labels=_checked_labels(store, mission, scores.labels, channels=scores.evidence is not None)
+            ),
+        )
+        for mission, scores in items
     ]
-    beside = [(mission, scores) for mission, scores in checked if not store.writes_ahead(mission)]
-    newest = _newest_scores(store, beside)
+    with_forecast = [(mission, scores) for mission, scores in checked if not store.writes_ahead(mission)]
+    newest = _newest_scores(store, with_forecast)
     ignored = store.source.ignore_labels
     blocks: list[Samples] = []
+    sent: list[Sent] = []
     skipped = 0
     for mission, scores in checked:
-        times = scores.grid.epoch_ms()
-        if store.writes_ahead(mission):
-            blocks += Samples((SCORE,), scores.labels, times, scores.score[:, None, :]).by_time()
-            continue
-        values = np.stack([scores.score, scores.yhat, scores.lower, scores.upper], axis=1)
-        values[~np.broadcast_to(np.isfinite(scores.score)[:, None, :], values.shape)] = np.nan
-        stored = np.array([newest.get((mission.name, row.without(ignored)), -1) for row in scores.labels], np.int64)
-        fresh = np.where(times > stored[:, None, None], values, np.nan)
-        skipped += int(np.isfinite(values).any(axis=2).sum() - np.isfinite(fresh).any(axis=2).sum())
-        blocks += Samples((SCORE, PRED, LOWER, UPPER), scores.labels, times, fresh).by_time()
-    return send(store, blocks) + Written(skipped=skipped)
+        keys = tuple(row.without(ignored) for row in scores.labels) if ignored else tuple(scores.labels)
+        kinds, numbers, times = over_time.SCORED, over_time.score_numbers(scores), scores.grid.epoch_ms()
+        if not store.writes_ahead(mission):
+            kinds = (*((metric, "") for metric in FORECAST_METRICS), *kinds)
+            forecast = over_time.without_score(np.stack([scores.yhat, scores.lower, scores.upper]), scores.score)
+            numbers = np.concatenate([forecast, numbers])
+            stored = np.array([newest.get((mission.name, row), -1) for row in keys], dtype=np.int64)
+            fresh = np.where(times > stored[:, None], numbers, np.nan)
+            skipped += int(np.isfinite(numbers).any(axis=2).sum() - np.isfinite(fresh).any(axis=2).sum())
+            numbers = fresh
+        blocks += _samples(kinds, scores.labels, times, numbers).by_time()
+        sent.append((mission, keys, scores.grid, numbers[-len(over_time.READ_BACK) :]))
+    return send(store, blocks) + Written(skipped=skipped), sent
 
 
 def send(store: PrometheusStore, blocks: Sequence[Samples]) -> Written:
@@ -178,13 +208,35 @@ def write_failures(store: PrometheusStore, kind: Kind, missions: Sequence[str], 
         )
 
 
-def _checked_labels(store: PrometheusStore, mission: Mission, source: Sequence[Labels]) -> tuple[Labels, ...]:
-    """The labels to write under.
+def _checked_labels(
+    store: PrometheusStore, mission: Mission, source: Sequence[Labels], *, channels: bool
+) -> tuple[Labels, ...]:
+    """The labels to write under; `channels` says whether one more is needed for some of what is written.
 
     Raises:
         MissionError: two would be equal, or VictoriaMetrics would cut one short without a word.
     """
     written = mission.written_labels(source)
+    _check_unlike(mission, source, written)
+    shapes = [_shape(row) for row in written]
+    if channels and any(has_channel for _, _, has_channel in shapes):
+        # A label that makes room for ours may be another series' own.
+        _check_unlike(mission, source, [channel_labels(row, LABEL_CHANNEL) for row in written])
+    if store.is_victoria_metrics:
+        for row, (n_labels, fits, _) in zip(written, shapes, strict=True):
+            n_labels += 1 + channels
+            if n_labels > MAX_LABELS or not fits:
+                raise MissionError(
+                    f"{row} is written with {n_labels} labels or a very long one; VictoriaMetrics keeps {MAX_LABELS} a "
+                    f"series, values up to {MAX_VALUE:,} bytes and names up to {MAX_NAME}, and cuts the rest off "
+                    "silently",
+                    hint=f"aggregate in the query of mission {mission.name}, e.g. `sum by (service) (…)`",
+                )
+    return written
+
+
+def _check_unlike(mission: Mission, source: Sequence[Labels], written: Sequence[Labels]) -> None:
+    """Raise a `MissionError` where two of `source` would be written under equal labels."""
     if len(set(written)) < len(written):
         first: dict[Labels, Labels] = {}
         for row, was in zip(written, source, strict=True):
@@ -194,23 +246,41 @@ def _checked_labels(store: PrometheusStore, mission: Mission, source: Sequence[L
                     hint=f"rename the labels of mission {mission.name}, or tell the series apart in its query",
                 )
             first[row] = was
-    if store.is_victoria_metrics:
-        for row in written:
-            if not _kept_whole(row):
-                raise MissionError(
-                    f"{row} has {len(row) + 1} labels or a very long one; VictoriaMetrics keeps {MAX_LABELS} a series, "
-                    f"values up to {MAX_VALUE:,} bytes and names up to {MAX_NAME}, and cuts the rest off silently",
-                    hint=f"aggregate in the query of mission {mission.name}, e.g. `sum by (service) (…)`",
-                )
-    return written
 
 
 # The same series are written minute after minute.
 @lru_cache(maxsize=50_000)
-def _kept_whole(labels: Labels) -> bool:
-    return len(labels) < MAX_LABELS and all(
-        len(name.encode()) <= MAX_NAME and len(value.encode()) <= MAX_VALUE for name, value in labels
-    )
+def _shape(labels: Labels) -> tuple[int, bool, bool]:
+    """How many labels there are, whether names and values are kept whole, and whether one is called `channel`."""
+    whole = all(len(name.encode()) <= MAX_NAME and len(value.encode()) <= MAX_VALUE for name, value in labels)
+    return len(labels), whole, any(name == LABEL_CHANNEL for name, _ in labels)
+
+
+def _samples(
+    kinds: Sequence[over_time.Kind], labels: Sequence[Labels], times: npt.NDArray[np.int64], numbers: Floats
+) -> Samples:
+    """Numbers by kind (float64[K, S, T]) as samples; what no series has is left out."""
+    there = np.flatnonzero(np.isfinite(numbers).any(axis=(1, 2))).tolist()
+    values = np.ascontiguousarray(np.moveaxis(numbers[there], 0, 1))
+    metrics, channels = tuple(kinds[k][0] for k in there), tuple(kinds[k][1] for k in there)
+    return Samples(metrics, labels, times, values, channels)
+
+
+def _limit_samples(
+    store: PrometheusStore, mission: Mission, labels: Sequence[Labels], forecast: Forecast
+) -> list[Samples]:
+    """The limits of those series of `forecast` that are written under `labels`, less what the store has.
+
+    A series of which any is stored gets none: others would not fit it.
+    """
+    if forecast.limits is None or forecast.cutoff is None or not labels:
+        return []
+    row = {written: i for i, written in enumerate(mission.written_labels(forecast.labels))}
+    numbers = over_time.limit_numbers(forecast.limits)[:, [row[each] for each in labels], None]
+    at = limits_at(milliseconds(forecast.cutoff - EPOCH), forecast.grid.step_ms)
+    samples = _samples(over_time.LIMITS, labels, np.array([at], dtype=np.int64), numbers)
+    stored = _find_stored(store, mission, samples, at, at)
+    return [samples.where(~np.any(stored, axis=(1, 2)))]
 
 
 def _forecast_samples(
@@ -271,18 +341,18 @@ def _find_stored(
     store: PrometheusStore, mission: Mission, samples: Samples, start_ms: int, end_ms: int
 ) -> npt.NDArray[np.bool_]:
     """Which of `samples` the store has, of those from `start_ms` to `end_ms`: bool[S, M, T]."""
-    ignored = ("__name__", *store.source.ignore_labels)
-    rows = {row.without(ignored): i for i, row in enumerate(samples.labels)}
-    metrics = {metric: m for m, metric in enumerate(samples.metrics)}
+    ignored = store.source.ignore_labels
+    places = over_time.places([row.without(ignored) for row in samples.labels], samples.kinds())
     columns = {int(at): t for t, at in enumerate(samples.timestamps)}
-    selector = f'{{__name__=~"{uncached(*samples.metrics)}",{LABEL_MISSION}="{mission.name}"}}'
+    selector = f'{{__name__=~"{uncached(*dict.fromkeys(samples.metrics))}",{LABEL_MISSION}="{mission.name}"}}'
     at = EPOCH + timedelta(milliseconds=end_ms)
     # A window is open at its start; where a server takes the start in, the exact time below parts what is ours.
     answer = store.query(f"{selector}[{end_ms - start_ms + 1}ms]", at, url=store.source.readback_url)
     stored = np.zeros(samples.values.shape, dtype=np.bool_)
     for labels, kept in answer:
-        row, metric = rows.get(labels.without(ignored)), metrics.get(labels.get("__name__"))
-        if row is not None and metric is not None:
+        place = places.get((labels.get("__name__"), labels.without(("__name__", *ignored))))
+        if place is not None:
+            metric, row = place
             stored[row, metric, [columns[time] for time, _ in kept if time in columns]] = True
     return stored
 
@@ -393,7 +463,7 @@ def _ends(blocks: Sequence[Samples]) -> Iterator[tuple[str, Labels, datetime]]:
     """The oldest and the newest of these samples: metric, labels and time."""
     sent = [(block, np.argwhere(np.isfinite(block.values))) for block in blocks]
     found = [
-        (int(block.timestamps[column]), block.metrics[metric], block.labels[row])
+        (int(block.timestamps[column]), block.metrics[metric], block.series(row, metric))
         for block, places in sent
         if len(places)
         for row, metric, column in (places[places[:, 2].argmin()], places[places[:, 2].argmax()])

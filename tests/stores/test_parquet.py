@@ -442,10 +442,11 @@ def test_scores_written_again_are_not_there_twice(tmp_path: Path) -> None:
     assert here.write_scores([(mission(), scores(NOON, [9.0, 9.0, 5.0], [9.0, 9.0, NAN]))]) == Written(1, 1, 1)
 
     stored = pl.read_parquet(tmp_path / "anomaly-times" / "scores" / "m" / "*.parquet")
-    assert stored.columns == ["unique_id", "ds", "y", "yhat", "yhat_lower", "yhat_upper", "score"]
+    assert stored.columns[:7] == ["unique_id", "ds", "y", "yhat", "yhat_lower", "yhat_upper", "score"]
+    assert stored.columns[7:] == ["reason", "sustained", "roughness", "drift", "flat", "incident"]
     assert stored.select("unique_id", "ds").is_duplicated().any() is False
     assert stored.sort("unique_id", "ds")["score"].to_list() == [1, 2, 5, 3, 4]
-    assert stored.sort("unique_id", "ds").row(0)[2:] == (11, 2, 0, 3, 1)
+    assert stored.sort("unique_id", "ds").row(0)[2:7] == (11, 2, 0, 3, 1)
 
 
 def test_scores_of_many_passes_and_hours_are_one_series(tmp_path: Path) -> None:
