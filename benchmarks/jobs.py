@@ -68,6 +68,8 @@ def read_pandas(url: str, ranges: str) -> dict[str, float]:
 
 def detection(url: str, now: str) -> dict[str, Any]:
     """A cold pass, then warm ones a step later each: read, join, score, write."""
+    import numpy as np
+
     from anomaly_times.passes import detect_pass, write_scores
     from anomaly_times.settings import Source
     from anomaly_times.stores import open_store
@@ -83,7 +85,8 @@ def detection(url: str, now: str) -> dict[str, Any]:
             seconds.append(time.perf_counter() - before)
             if results[0].error is not None:
                 raise results[0].error
-            scored = float(written.samples)
+            scores = results[0].scores
+            scored = float(np.isfinite(scores.score).sum()) if scores is not None and written.samples else 0.0
             urllib.request.urlopen(f"{url}/internal/force_flush").close()
             if run == 0:
                 # So long VictoriaMetrics remembers that there were no scores; in production a minute passes anyway.

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from anomaly_times.conventions import channel_labels
 from anomaly_times.panel import Labels
 from anomaly_times.stores import remote_write, samples
 from anomaly_times.stores.samples import Samples
@@ -72,12 +73,16 @@ def expected(block: Samples) -> list[tuple[list[tuple[str, str]], list[tuple[int
                 for time, value in zip(block.timestamps, block.values[i, m], strict=True)
                 if math.isfinite(value)
             ]
+            channel = block.channels[m] if block.channels else ""
+            own = channel_labels(labels, channel) if channel else labels
             if points:
-                out.append((sorted([*labels, ("__name__", metric)]), points))
+                out.append((sorted([*own, ("__name__", metric)]), points))
     return out
 
 
-names = st.text("AZaz_09", min_size=1, max_size=8).map("l{}".format) | st.sampled_from(["Zone", "_x", "__a", "a"])
+names = st.text("AZaz_09", min_size=1, max_size=8).map("l{}".format) | st.sampled_from(
+    ["Zone", "_x", "__a", "a", "channel", "exported_channel"]
+)
 texts = st.text('aZ/"\\ü漢😀 \t', min_size=1, max_size=20) | st.integers(120, 300).map("x".__mul__)
 label_sets = st.dictionaries(names, texts, max_size=4)
 
@@ -96,6 +101,7 @@ def blocks(draw: st.DrawFn) -> Samples:
         [Labels.of(draw(label_sets)) for _ in range(series)],
         np.array(sorted(draw(stamps)), dtype=np.int64),
         draw(hnp.arrays(np.float64, (series, metrics, times), elements=st.floats(width=64))),
+        draw(st.just(()) | st.tuples(*[st.sampled_from(["", "drift", "flat"])] * metrics)),
     )
 
 
@@ -149,8 +155,10 @@ def test_small_missions_travel_as_one_request() -> None:
     assert len(decode(body)) == 500
 
 
-def test_samples_refuse_times_that_do_not_rise() -> None:
+def test_samples_refuse_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="rise"):
         Samples(("m",), [Labels()], np.array([NOW, NOW]), np.ones((1, 1, 2)))
     with pytest.raises(ValueError, match="not"):
         Samples(("m",), [Labels()], np.array([NOW]), np.ones((1, 1, 2)))
+    with pytest.raises(ValueError, match="2 channels for 1"):
+        Samples(("m",), [Labels()], np.array([NOW]), np.ones((1, 1, 1)), ("a", "b"))
