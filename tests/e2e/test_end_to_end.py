@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomaly_times.conventions import FORECAST_METRICS, LABEL_MISSION, SCORE
+from anomaly_times.conventions import EVIDENCE, FORECAST_METRICS, LABEL_MISSION, MOVE, PRED, REASON, SCORE, USUAL
+from anomaly_times.errors import AnomalyTimesError, StoreUnavailableError
 from anomaly_times.mission import Mission
-from anomaly_times.panel import Grid, Labels
+from anomaly_times.panel import Grid, Labels, Scores
 from anomaly_times.passes import detect_pass, forecast_pass, write_forecasts, write_scores
 from anomaly_times.settings import Source
-from anomaly_times.stores import remote_write
+from anomaly_times.stores import remote_write, samples
+from anomaly_times.stores.http import HttpClient
 from anomaly_times.stores.prometheus import PrometheusStore
 from anomaly_times.stores.samples import Samples
 from benchmarks import nab
@@ -36,7 +38,7 @@ def test_real_metrics_get_forecasts_and_scores_and_most_labelled_incidents_are_f
     server.flush()
     mission = nab.mission("profile")
     passes = nab.replay(server.url, mission, start=end - timedelta(days=3), end=end, visible=server.flush)
-    scores = nab.joined(passes)
+    scores = Scores.joined(passes)
 
     with PrometheusStore(Source(url=server.url), state=tmp_path) as store:
         stored = store.read_scores([mission], scores.grid)["nab"]
@@ -153,5 +155,87 @@ def test_a_detection_killed_and_run_again_scores_what_one_run_scores(
         exported = servers.fetch(f"{server.url}/api/v1/export?{selector}&start=0&end=4102444800")
         found.append(sorted(exported.splitlines()))
     once, twice = found
-    assert len(once) == 3 * 4
+    # Each of three series: the forecast, its limits, and the score with what is beside it.
+    for metric, count in ((PRED, 3), (SCORE, 3), (REASON, 3), (EVIDENCE, 9), (MOVE, 3), (USUAL, 3)):
+        assert sum(f'"__name__":"{metric}"'.encode() in line for line in once) == count, metric
     assert once == twice
+
+
+class Broken(HttpClient):
+    """Breaks off after so many writes, as a process that is killed between two requests."""
+
+    def __init__(self, source: Source, writes: int) -> None:
+        super().__init__(source)
+        self.writes = writes
+
+    def request(self, method: str, url: str, **more: object) -> bytes:
+        if url.endswith("/write"):
+            if not self.writes:
+                raise StoreUnavailableError("killed")
+            self.writes -= 1
+        return super().request(method, url, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_workers_in_turn_and_one_killed_while_it_writes_leave_the_same_evidence_and_scores_as_one(
+    start: Callable[..., servers.Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(servers.victoria_metrics, "-dedup.minScrapeInterval=1ms")
+    end = Grid.ending(datetime.now(UTC) - 2 * HOUR, HOUR, 1).start
+    grid = Grid.ending(end, nab.STEP, 6 * 288)
+    y = 50 + 10 * np.sin(np.arange(grid.n) * 2 * np.pi / 288) + np.random.default_rng(1).normal(0, 1, (4, grid.n))
+    live = 24
+    y[0, -live + 4 : -live + 12] += 8
+    y[1, -live + 4 : -live + 9] = np.nan
+    y[2, -live + 2 :] = y[2, -live + 2]
+    y[3, -live + 6 :] += 2
+    rows = [Labels.of({"host": name, "channel": "its own"}) for name in "abcd"]
+    base = nab.mission("profile")
+    missions = {name: base.model_copy(update={"name": name}) for name in ("alone", "turns", "killed")}
+    source = Source(url=server.url)
+    with PrometheusStore(source, state=tmp_path) as store:
+        for body in remote_write.encode([Samples((nab.METRIC,), rows, grid.epoch_ms(), y[:, None, :])]):
+            store.client.request("POST", server.url + "/api/v1/write", content=body, headers=remote_write.HEADERS)
+        server.flush()
+        for hours in (2, 1):
+            made = forecast_pass(list(missions.values()), {"": store}, now=end - hours * HOUR + base.offset)
+            stored, _ = write_forecasts(made, {"": store})
+            assert [result.error for result in stored] == [None] * 3
+        server.flush()
+
+    def detect(mission: Mission, by: PrometheusStore, at: datetime) -> AnomalyTimesError | None:
+        [result], _ = write_scores(detect_pass([mission], {"": by}, now=at + base.offset), {"": by})
+        server.flush()
+        return result.error
+
+    times = [end - 2 * HOUR + i * nab.STEP for i in range(1, live + 1)]
+    one, two = PrometheusStore(source, state=tmp_path), PrometheusStore(source, state=tmp_path)
+    broken = 0
+    with one, two:
+        for i, at in enumerate(times):
+            assert detect(missions["alone"], one, at) is None
+            assert detect(missions["turns"], (one, two)[i % 3 == 1], at) is None
+            if i % 4 == 2:
+                client = Broken(source, writes=1 + i % 5)
+                with monkeypatch.context() as patch, PrometheusStore(source, state=tmp_path, client=client) as killed:
+                    # As many requests as those of a large mission.
+                    patch.setattr(samples, "MAX_BYTES", 300)
+                    broken += detect(missions["killed"], killed, at) is not None
+            elif i % 4 != 1:
+                assert detect(missions["killed"], two, at) is None
+        assert detect(missions["killed"], two, times[-1]) is None
+    assert broken > 2
+
+    exported = {}
+    for name in missions:
+        selector = f"match[]={{__name__=~%22anomaly_.*%22,mission=%22{name}%22}}"
+        lines = server_lines(server, selector)
+        exported[name] = sorted(line.replace(f'"{name}"', '"-"') for line in lines)
+    assert len(exported["alone"]) > 4 * 12
+    assert exported["turns"] == exported["alone"]
+    assert exported["killed"] == exported["alone"]
+
+
+def server_lines(server: servers.Server, selector: str) -> list[str]:
+    exported = servers.fetch(f"{server.url}/api/v1/export?{selector}&start=0&end=4102444800")
+    return exported.decode().splitlines()
