@@ -61,7 +61,7 @@ def detection_mission() -> Mission:
             "name": "bench",
             "promql": "bench_load",
             "step": "5m",
-            "max_series": 1_000_000,
+            "max_series": 100_000,
             "forecast": {"lookback": "7d", "model": "profile"},
             "detect": {"every": "5m"},
         }

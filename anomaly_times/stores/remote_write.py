@@ -58,7 +58,7 @@ def _write_request(samples: Samples, labels: list[_LabelBytes]) -> bytes:
         (_label(b"__name__", metric.encode()), _label(_CHANNEL, channel.encode()) if channel else b"")
         for metric, channel in samples.kinds()
     ]
-    parts: list[bytes | memoryview] = []
+    parts: list[bytes] = []
     start, at = 0, 0
     for i, (before, between, after, has_channel) in enumerate(labels):
         for m, (name, channel) in enumerate(kinds):
@@ -68,16 +68,17 @@ def _write_request(samples: Samples, labels: list[_LabelBytes]) -> bytes:
                 continue
             if channel and has_channel:
                 first, second, third, _ = _label_bytes(samples.series(i, m))
-                pairs = first + name + second + third
+                series = first + name + second + third + frames[start:end]
             else:
-                pairs = before + name + between + channel + after
-            parts += (b"\x0a", _varint(len(pairs) + end - start), pairs, frames[start:end])
+                # A third faster than to add them.
+                series = b"%b%b%b%b%b%b" % (before, name, between, channel, after, frames[start:end])
+            parts += (b"\x0a", _varint(len(series)), series)
             start = end
     return b"".join(parts)
 
 
-def _sample_frames(samples: Samples) -> tuple[memoryview, list[int]]:
-    """All encoded samples in one buffer, and where those of each row (series by series, metric by metric) end."""
+def _sample_frames(samples: Samples) -> tuple[bytes, list[int]]:
+    """All encoded samples one after the other, and where those of each row (series by series, metric by metric) end."""
     times, widths = _varints(samples.timestamps)
     template = np.zeros((len(times), _TIME + times.shape[1]), dtype=np.uint8)
     template[:, 0] = 0x12
@@ -93,11 +94,11 @@ def _sample_frames(samples: Samples) -> tuple[memoryview, list[int]]:
     frames[:, _VALUE] = values[finite].astype("<f8").view(np.uint8).reshape(-1, 8)
     ends = np.cumsum(finite.sum(axis=1))
     if (widths == times.shape[1]).all():
-        return frames.reshape(-1).data, (ends * template.shape[1]).tolist()
+        return frames.tobytes(), (ends * template.shape[1]).tolist()
     # Timestamps of unlike length (before 2004, after 2109, negative): cut the padding out.
     used = np.arange(template.shape[1]) < (_TIME + widths[columns])[:, None]
     bytes_until = np.concatenate(([0], np.cumsum(used.sum(axis=1))))
-    return frames[used].data, bytes_until[ends].tolist()
+    return frames[used].tobytes(), bytes_until[ends].tolist()
 
 
 def _varints(numbers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
