@@ -425,29 +425,32 @@ class PrometheusStore:
 
     def _read_beside(self, missions: Sequence[Mission], grid: Grid) -> dict[str, tuple[tuple[Labels, ...], Floats]]:
         """By mission the label sets, sorted, of what has a score, and float64[6, S, T] by kind of `READ_BACK`."""
-        base, ignored = self.source.readback_url, ("__name__", *self.source.ignore_labels)
+        base, ignored = self.source.readback_url, self.source.ignore_labels
         kinds = over_time.READ_BACK
         metrics = tuple(dict.fromkeys(metric for metric, _ in kinds))
         nothing: tuple[tuple[Labels, ...], Floats] = (), np.empty((len(kinds), 0, grid.n))
         kept = {mission.name: nothing for mission in missions}
         for names in _chunks([mission.name for mission in missions]):
             # Evidence that appears for the first time must not be missed.
-            answered, y, _ = self._newest(_selector(writing.uncached(*metrics), names), grid, base)
-            stored = [(row.get("__name__"), row.without(ignored)) for row in answered]
-            by_mission: dict[str, set[Labels]] = defaultdict(set)
-            for metric, row in stored:
-                if metric == SCORE:
-                    by_mission[row.get(LABEL_MISSION)].add(row)
-            places: dict[tuple[str, Labels], tuple[Floats, tuple[int, int]]] = {}
-            for name, rows in by_mission.items():
+            stored, y, _ = self._newest(_selector(writing.uncached(*metrics), names), grid, base)
+            if ignored:
+                stored = [row.without(ignored) for row in stored]
+            scored: dict[str, set[Labels]] = defaultdict(set)
+            for row in stored:
+                if ("__name__", SCORE) in row:
+                    scored[row.get(LABEL_MISSION)].add(row.without(("__name__",)))
+            places: dict[tuple[tuple[str, str], ...], tuple[Floats, tuple[int, int]]] = {}
+            for name, rows in scored.items():
                 labels = tuple(sorted(rows))
                 numbers = np.full((len(kinds), len(labels), grid.n), np.nan)
                 kept[name] = labels, numbers
                 places |= {key: (numbers, at) for key, at in over_time.places(labels, kinds).items()}
-            for key, values in zip(stored, y, strict=True):
-                if key in places:
-                    numbers, at = places[key]
-                    numbers[at] = np.where(np.isnan(values), numbers[at], values)
+            for row, values in zip(stored, y, strict=True):
+                place = places.get(row)
+                if place is not None:
+                    numbers, at = place
+                    # Two relays may have written the same under labels that are ignored.
+                    numbers[at] = np.where(np.isnan(values), numbers[at], values) if ignored else values
         for _, numbers in kept.values():
             numbers[:] = over_time.without_score(numbers, numbers[-1])
         return kept
@@ -493,7 +496,7 @@ class PrometheusStore:
         """By mission and cutoff (ms since the epoch) what is stored of limits, by kind of `LIMITS`: float64[6, S]."""
         kinds, ignored = over_time.LIMITS, self.source.ignore_labels
         out: dict[str, dict[int, Floats]] = {}
-        places: dict[tuple[str, Labels], tuple[dict[int, Floats], tuple[int, int]]] = {}
+        places: dict[tuple[tuple[str, str], ...], tuple[dict[int, Floats], tuple[int, int]]] = {}
         stamps: set[int] = set()
         for name, (labels, cutoffs) in wanted.items():
             out[name] = {at: np.full((len(kinds), len(labels)), np.nan) for at in cutoffs}
@@ -504,9 +507,9 @@ class PrometheusStore:
         window = f"{selector}[{max(stamps) - min(stamps) + 1}ms]"
         end = EPOCH + timedelta(milliseconds=max(stamps))
         for row, samples in self.query(window, end, url=self.source.readback_url):
-            key = row.get("__name__"), row.without(("__name__", *ignored))
-            if key in places:
-                by_stamp, place = places[key]
+            found = places.get(row.without(ignored) if ignored else row)
+            if found is not None:
+                by_stamp, place = found
                 for stamp, value in samples:
                     if stamp in by_stamp:
                         by_stamp[stamp][place] = value

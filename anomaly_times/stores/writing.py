@@ -350,7 +350,7 @@ def _find_stored(
     answer = store.query(f"{selector}[{end_ms - start_ms + 1}ms]", at, url=store.source.readback_url)
     stored = np.zeros(samples.values.shape, dtype=np.bool_)
     for labels, kept in answer:
-        place = places.get((labels.get("__name__"), labels.without(("__name__", *ignored))))
+        place = places.get(labels.without(ignored) if ignored else labels)
         if place is not None:
             metric, row = place
             stored[row, metric, [columns[time] for time, _ in kept if time in columns]] = True

@@ -15,6 +15,8 @@ from urllib.parse import urlencode
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from anomaly_times.conventions import FORECAST_METRICS, OUR_METRICS, channel_labels
 from anomaly_times.durations import EPOCH
@@ -490,6 +492,22 @@ def test_through_a_relay_that_adds_a_label_all_is_known_again(start: Start, tmp_
         assert found.limits is not None
         assert np.isfinite(found.limits.move).all()
         assert_evidence(store.read_evidence([watched], grid)["relayed"], made, watched.written_labels(labels))
+
+
+names = st.sampled_from(["A", "__a", "a", "channel", "channel_x", "exported_channel", "exported_exported_channel", "z"])
+
+
+@given(st.sets(st.dictionaries(names, st.sampled_from("xy"), max_size=5).map(Labels.of), max_size=4))
+@settings(deadline=None, max_examples=200)
+def test_where_a_stored_series_belongs_is_the_inverse_of_how_it_is_written(rows: set[Labels]) -> None:
+    labels = sorted(rows)
+    for kinds in (over_time.LIMITS, over_time.READ_BACK):
+        expected = {
+            Labels.of({"__name__": metric, **dict(channel_labels(row, channel) if channel else row)}): (kind, i)
+            for i, row in enumerate(labels)
+            for kind, (metric, channel) in enumerate(kinds)
+        }
+        assert over_time.places(labels, kinds) == expected
 
 
 # Reading no more than is needed
