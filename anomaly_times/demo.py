@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from anomaly_times.evidence import REASONS
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Floats, Grid, Labels, Panel, Scores, round_significant
 
@@ -69,6 +70,8 @@ class Episode:
     end: datetime
     peak: float
     """The highest score."""
+    reason: str = ""
+    """What that is of, one of `evidence.REASONS`; empty where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,8 +391,9 @@ def find_episodes(
             if not len(run):
                 continue
             start, end = (found.grid.start + int(i) * found.grid.step for i in (run[0], run[-1]))
-            peak = float(found.score[row[0], run].max())
-            episodes.append(Episode(mission, found.labels[row[0]], start, end, peak))
+            highest = row[0], run[found.score[row[0], run].argmax()]
+            reason = REASONS[int(found.reason[highest])] if found.reason is not None else ""
+            episodes.append(Episode(mission, found.labels[row[0]], start, end, float(found.score[highest]), reason))
     return sorted(episodes, key=lambda episode: (episode.start, episode.mission, episode.labels))
 
 

@@ -199,6 +199,8 @@ def _takes(field: Schema, definitions: Schema) -> str:
     )
     name = _KINDS.get(kind, kind)
     if least is not None and most is not None:
+        if "exclusiveMinimum" in field:
+            return f"{name} over {least:,.0f} and {'under' if 'exclusiveMaximum' in field else 'up to'} {most:,.0f}"
         return f"{name} from {least:,} to {most:,}"
     return (
         f"{name} over {least}" if "exclusiveMinimum" in field else f"{name} from {least}" if least is not None else name

@@ -112,10 +112,10 @@ def suggest_mission(name: str, promql: str, store: Store, *, source: str = "", n
             "twice `every`: forecasts overlap, so one that is late leaves no hole",
         ),
         _Line("model: auto"),
-        _Line("level: 99.9", "per cent of normal points inside the bounds: about one in a thousand scores over 1"),
     ]
     detect = [
         _Line(f"every: {format_duration(step)}", "there is a new point every step"),
+        _Line("alerts_per_week: 0.5", "so many may normal data raise, each series: one in two weeks"),
         _direction(promql),
         *_gates(kept, promql),
     ]

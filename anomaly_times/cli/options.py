@@ -166,8 +166,24 @@ Season = Annotated[
     str | None,
     _option("Seasonal periods: `auto`, `none`, or like 1d,1w [auto].", MODEL, "--season", metavar="PERIODS"),
 ]
+AlertsPerWeek = Annotated[
+    str | None,
+    _option(
+        "False alarms a series and week that normal data may raise [0.5].", MODEL, "--alerts-per-week", metavar="NUMBER"
+    ),
+]
 Level = Annotated[
-    str | None, _option("Per cent of normal points inside the bounds [99.9].", MODEL, "--level", metavar="PERCENT")
+    str | None,
+    _option("Instead of a budget: per cent of normal points inside the bounds.", MODEL, "--level", metavar="PERCENT"),
+]
+EvidenceOption = Annotated[
+    str | None,
+    _option(
+        "all: points, and what lasts, roughens, drifts or stands still; point: points alone [all].",
+        GATES,
+        "--evidence",
+        metavar="WHAT",
+    ),
 ]
 DirectionOption = Annotated[
     str | None,
@@ -225,6 +241,8 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "every": ("forecast", "every"),
     "model": ("forecast", "model"),
     "level": ("forecast", "level"),
+    "alerts_per_week": ("detect", "alerts_per_week"),
+    "evidence": ("detect", "evidence"),
     "direction": ("detect", "direction"),
     "min_deviation": ("detect", "min_deviation"),
     "min_relative_deviation": ("detect", "min_relative_deviation"),
@@ -275,6 +293,10 @@ def query_from_options(params: Mapping[str, Any]) -> Query:
     from anomaly_times.conventions import name_for_query
     from anomaly_times.mission import Mission
 
+    if params.get("level") is not None and params.get("alerts_per_week") is not None:
+        raise UsageError(
+            "--level and --alerts-per-week say two things", hint="keep the plain interval, or the alert budget"
+        )
     settings, identity, source = open_source(params["source"], params["url"])
     given = {option: value for option in _FIELDS if (value := params.get(option)) is not None}
     given.setdefault("name", name_for_query(identity, given["promql"]))
@@ -291,9 +313,7 @@ def query_from_options(params: Mapping[str, Any]) -> Query:
     try:
         mission = Mission.model_validate(spec)
     except ValidationError as exc:
-        raise UsageError(
-            _by_option(exc), hint=_longer(str(exc), given) or "`--help` shows what each option takes"
-        ) from None
+        raise UsageError(_by_option(exc), hint=_hint(str(exc), given)) from None
     return Query(mission, source, parse_time(params["at"], now=utc_now()), settings)
 
 
@@ -579,14 +599,17 @@ def _model_params(pairs: list[str]) -> dict[str, Any]:
     return params
 
 
-def _longer(problem: str, given: Mapping[str, str]) -> str:
-    """The option that a long step needs besides; empty where the problem is another."""
+def _hint(problem: str, given: Mapping[str, str]) -> str:
+    """What to try about what pydantic says of the options."""
     from anomaly_times.durations import format_duration, parse_duration
 
+    # A long step needs a longer horizon and lookback than the usual ones.
     for option in ("horizon", "lookback"):
         if f"the {option} must cover" in problem:
             return f"--{option} {format_duration(2 * parse_duration(given.get('step', '1m')))}, or more"
-    return ""
+    if "detect.alerts_per_week" in problem:
+        return "0.5 is one alert in two weeks; who wants more than 168, one an hour, wants a plain interval: --level 99"
+    return "`--help` shows what each option takes"
 
 
 def _by_option(exc: ValidationError) -> str:

@@ -10,7 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from anomaly_times.cli.views import JSON_SCHEMA, Cell, counted, first_line, grouped_notes, stamp
+from anomaly_times.cli.views import (
+    JSON_SCHEMA,
+    Cell,
+    capped_note,
+    counted,
+    first_line,
+    found_at,
+    grouped_notes,
+    reasons,
+    stamp,
+)
 from anomaly_times.conventions import Kind
 from anomaly_times.durations import iso_utc
 from anomaly_times.errors import AnomalyTimesError
@@ -27,9 +37,10 @@ __all__ = ["Outcome", "PassView", "Worst", "outcome_of"]
 
 @dataclass(frozen=True, slots=True)
 class Worst:
-    """The highest score of a mission: whose, and when."""
+    """The highest score of a mission: of what (empty where it is 0), whose, and when."""
 
     score: float
+    reason: str
     labels: Labels
     at: datetime
 
@@ -72,6 +83,8 @@ def outcome_of(result: ForecastResult | DetectResult) -> Outcome:
         warnings = result.warnings
         if result.ended:
             warnings = (*warnings, f"{result.ended:,} series ended, and were left out")
+        if result.capped:
+            warnings = (*warnings, capped_note(result.capped, len(forecast.labels)))
         if forecast.warming:
             warnings = (*warnings, f"{len(forecast.warming):,} series warming up: their bands are wide")
         warnings = (*warnings, *grouped_notes(forecast, beginning=(INSTEAD, WITHOUT)))
@@ -93,9 +106,9 @@ def outcome_of(result: ForecastResult | DetectResult) -> Outcome:
     known = np.isfinite(scores.score)
     worst = None
     if known.any():
-        i, t = np.unravel_index(np.nanargmax(scores.score), scores.score.shape)
-        at = scores.grid.start + int(t) * scores.grid.step
-        worst = Worst(float(scores.score[i, t]), scores.labels[int(i)], at)
+        i, t = (int(place) for place in np.unravel_index(np.nanargmax(scores.score), scores.score.shape))
+        at = scores.grid.start + t * scores.grid.step
+        worst = Worst(float(scores.score[i, t]), reasons(scores)[i, t] or "", scores.labels[i], at)
     return Outcome(
         result.mission,
         int(known.any(axis=1).sum()),
@@ -137,7 +150,7 @@ class PassView:
         """The table's columns."""
         if self.kind == "forecast":
             return ("<mission", ">series", ">points", "until", "remarks")
-        return ("<mission", ">series", ">points", ">over 1", ">worst", "at", "<where", "remarks")
+        return ("<mission", ">series", ">points", ">over 1", ">worst", "of", "<where", "remarks")
 
     def rows(self) -> list[tuple[Cell, ...]]:
         """One row a mission."""
@@ -158,8 +171,9 @@ class PassView:
         if worst is None:
             return (name, *counts, over, "", "", "", remarks)
         style = "bad" if worst.score > 1 else "good"
-        where = str(worst.labels)
-        return (name, *counts, over, [(format_score(worst.score), style)], self._stamp(worst.at), where, remarks)
+        score: Cell = [(format_score(worst.score), style)]
+        found = found_at(worst.reason, self._stamp(worst.at))
+        return (name, *counts, over, score, found, str(worst.labels), remarks)
 
     def _stamp(self, at: datetime) -> str:
         return stamp(at, day=at.date() != self.now.date())
@@ -218,7 +232,13 @@ class PassView:
             entry |= {
                 "anomalous": outcome.anomalous,
                 "unforecast": outcome.unforecast,
-                "worst": worst and {"score": worst.score, "labels": dict(worst.labels), "at": iso_utc(worst.at)},
+                "worst": worst
+                and {
+                    "score": worst.score,
+                    "reason": worst.reason or None,
+                    "labels": dict(worst.labels),
+                    "at": iso_utc(worst.at),
+                },
             }
         return entry | {
             "warnings": list(outcome.warnings),

@@ -116,8 +116,10 @@ def _pass_line(done: PassDone) -> str:
     scored = sorted((o for o in outcomes if o.worst), key=lambda o: -o.worst.score if o.worst else 0.0)
     for i, outcome in enumerate(scored[:_SHOWN]):
         # The highest is told anyway, so that a reader sees how far from 1 all is.
-        if outcome.worst is not None and (i == 0 or outcome.worst.score > 1):
-            parts.append(f"{outcome.mission.name} {format_score(outcome.worst.score)} {outcome.worst.labels}")
+        worst = outcome.worst
+        if worst is not None and (i == 0 or worst.score > 1):
+            reason = f" ({worst.reason})" if worst.reason else ""
+            parts.append(f"{outcome.mission.name} {format_score(worst.score)}{reason} {worst.labels}")
     parts += [f"FAILED {o.mission.name}: {first_line(o.error.message)}" for o in failed[:_SHOWN] if o.error is not None]
     if len(failed) > _SHOWN:
         parts.append(f"and {len(failed) - _SHOWN} more failed")

@@ -211,6 +211,7 @@ def _charts(missions: Sequence[Mission], found: Replay, windows: dict[Labels, li
                         scores.upper[i],
                         scores.score[i],
                         subtitle=mission.promql,
+                        reason=scores.reason[i] if scores.reason is not None else None,
                         windows=tuple(windows.get(labels, ())),
                     ),
                 )
@@ -243,6 +244,7 @@ def _planted_page(missions: Sequence[Mission], found: Replay, findings: Findings
                 _series(outcome.incident.series),
                 stamp(outcome.incident.start),
                 _after(outcome),
+                _of(outcome),
             ),
             "found" if outcome.found else "missed",
             of_series.get(outcome.incident.series[0]),
@@ -264,7 +266,11 @@ def _planted_page(missions: Sequence[Mission], found: Replay, findings: Findings
             ("Points scored", f"{_points(found):,}"),
         ],
         tables=[
-            Table("Planted incidents", ("", "Incident", "What happened", "Series", "Began", "Found after"), incidents),
+            Table(
+                "Planted incidents",
+                ("", "Incident", "What happened", "Series", "Began", "Found after", "Of"),
+                incidents,
+            ),
             _episodes_table("Flagged besides", findings.besides, position),
         ],
     )
@@ -295,6 +301,7 @@ def _episodes_table(title: str, episodes: Sequence[Episode], position: dict[Key,
             (
                 format_score(episode.peak),
                 _series([episode.labels]),
+                episode.reason,
                 episode.mission,
                 stamp(episode.start),
                 _span(episode.start, episode.end),
@@ -305,7 +312,7 @@ def _episodes_table(title: str, episodes: Sequence[Episode], position: dict[Key,
         )
         for episode in sorted(episodes, key=lambda episode: -episode.peak)
     )
-    return Table(title, ("Highest score", "Series", "Mission", "From", "Lasted"), rows)
+    return Table(title, ("Highest score", "Series", "Of", "Mission", "From", "Lasted"), rows)
 
 
 def _tell_planted(
@@ -320,13 +327,14 @@ def _tell_planted(
     if found.unforecast:
         render.say(_unforecast(found))
     render.say_table(
-        ("", "incident", "began", "after", "what happened"),
+        ("", "incident", "began", "after", "of", "what happened"),
         [
             (
                 [("found", "good") if outcome.found else ("missed", "bad")],
                 outcome.incident.name,
                 stamp(outcome.incident.start),
                 _after(outcome),
+                _of(outcome),
                 outcome.incident.description,
             )
             for outcome in findings.outcomes
@@ -336,7 +344,7 @@ def _tell_planted(
         worst = max(findings.besides, key=lambda episode: episode.peak)
         render.say(
             f"flagged besides: {len(findings.besides)} short stretches, "
-            f"the strongest with a score of {worst.peak:.1f} in {_series([worst.labels])}"
+            f"the strongest with a score of {worst.peak:.1f} ({worst.reason}) in {_series([worst.labels])}"
         )
     else:
         render.say("nothing else was flagged")
@@ -399,6 +407,11 @@ def _after(outcome: Outcome) -> str:
     if outcome.delay is None:
         return "–"
     return format_duration(outcome.delay) if outcome.delay else "at once"
+
+
+def _of(outcome: Outcome) -> str:
+    """What the highest score of an incident that was found is of."""
+    return max(outcome.episodes, key=lambda episode: episode.peak).reason if outcome.found else ""
 
 
 def _series(series: Sequence[Labels]) -> str:

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from anomaly_times.cli.options import Query
 from anomaly_times.durations import format_duration, iso_utc
 from anomaly_times.errors import AnomalyTimesError
+from anomaly_times.evidence import REASONS
+from anomaly_times.mission import Mission
 from anomaly_times.models import current_revision
 from anomaly_times.outputs import Chart
 from anomaly_times.panel import Choice, Floats, Forecast, Grid, Labels, Panel, Scores
@@ -30,11 +32,15 @@ __all__ = [
     "DetectView",
     "ForecastView",
     "View",
+    "budget_in_words",
+    "capped_note",
     "counted",
     "distinct_names",
     "first_line",
+    "found_at",
     "grouped_notes",
     "number",
+    "reasons",
     "sparkline",
     "stamp",
 ]
@@ -188,7 +194,7 @@ class ForecastView:
         """Counts, and what was written."""
         mission, f = self.query.mission, self.forecast
         text = f"{counted(len(f.labels), 'series', 'series')}, {f.grid.n} steps of {format_duration(f.grid.step)} each"
-        text += f", {mission.forecast.level:g} % bounds, model {_model_names(mission.forecast.model.type, f)}"
+        text += f", {budget_in_words(mission)}, model {_model_names(mission.forecast.model.type, f)}"
         again = "had this forecast already (its two bounds count as series)"
         return [text, _stored(self.query, self.written, "forecast", self.where, again, failed=self.failed is not None)]
 
@@ -197,6 +203,8 @@ class ForecastView:
         notes = list(self.result.warnings)
         if self.result.ended:
             notes.append(f"{counted(self.result.ended, 'series has', 'series have')} ended: left out")
+        if self.result.capped:
+            notes.append(capped_note(self.result.capped, len(self.forecast.labels)))
         return notes + _counter_note(self.query, self.history.y) + grouped_notes(self.forecast)
 
     def document(self) -> dict[str, Any]:
@@ -317,7 +325,7 @@ class DetectView:
             "<series",
             f"~{format_duration(grid.n * grid.step)}",
             ">score",
-            "at",
+            "of",
             ">value",
             ">forecast",
             ">bounds",
@@ -334,6 +342,7 @@ class DetectView:
     def rows(self, top: int, *, spark: int = SPARK_WIDTH) -> list[tuple[Cell, ...]]:
         """One row a series, with the point of its highest score."""
         s, names, highest = self.scores, distinct_names(self.scores.labels), self._highest()
+        told, long = reasons(s), s.grid.n * s.grid.step_ms > 86_400_000
         rows: list[tuple[Cell, ...]] = []
         for i in _first(self._order(), top):
             flagged = s.score[i] > 1
@@ -348,7 +357,7 @@ class DetectView:
                     names[i],
                     line,
                     [(format_score(highest[i]), "bad" if over else "good")],
-                    stamp(s.grid.start + t * s.grid.step, day=s.grid.n * s.grid.step_ms > 86_400_000),
+                    found_at(told[i, t], stamp(s.grid.start + t * s.grid.step, day=long)),
                     number(s.y[i, t]),
                     number(s.yhat[i, t]),
                     f"{number(s.lower[i, t])} … {number(s.upper[i, t])}",
@@ -394,16 +403,18 @@ class DetectView:
 
     def document(self) -> dict[str, Any]:
         """The scores for JSON."""
-        s, highest = self.scores, self._highest()
+        s, highest, told = self.scores, self._highest(), reasons(self.scores)
         series = [
             {
                 "labels": dict(s.labels[i]),
                 "max_score": _list(highest[i : i + 1])[0],
+                "max_reason": told[i, int(np.nanargmax(s.score[i]))] if np.isfinite(highest[i]) else None,
                 "y": _list(s.y[i]),
                 "yhat": _list(s.yhat[i]),
                 "lower": _list(s.lower[i]),
                 "upper": _list(s.upper[i]),
                 "score": _list(s.score[i]),
+                "reason": told[i].tolist(),
             }
             for i in self._order()
         ]
@@ -419,16 +430,55 @@ class DetectView:
         }
 
     def frame(self) -> pl.DataFrame:
-        """`unique_id, ds, y, yhat, yhat_lower, yhat_upper, score`."""
-        return self.scores.to_frame()
+        """`unique_id, ds, y, yhat, yhat_lower, yhat_upper, score, reason`."""
+        import polars as pl
+
+        told = pl.Series("reason", reasons(self.scores).reshape(-1).tolist(), dtype=pl.String)
+        frame = self.scores.to_frame(gaps=True).with_columns(told)
+        return frame.filter(pl.col("score").is_not_nan())
 
     def charts(self, top: int) -> list[Chart]:
         """Values, forecast and scores."""
         s, names = self.scores, distinct_names(self.scores.labels)
         return [
-            Chart(names[i], s.grid, s.y[i], s.yhat[i], s.lower[i], s.upper[i], s.score[i], subtitle=str(s.labels[i]))
+            Chart(
+                *(names[i], s.grid, s.y[i], s.yhat[i], s.lower[i], s.upper[i], s.score[i]),
+                subtitle=str(s.labels[i]),
+                reason=s.reason[i] if s.reason is not None else None,
+            )
             for i in _first(self._order(), top)
         ]
+
+
+def reasons(scores: Scores) -> npt.NDArray[np.object_]:
+    """What each score is of, one of `evidence.REASONS`: object[S, T], `None` where there is no score, or it is 0."""
+    names = np.array([*REASONS, None], dtype=object)
+    if scores.reason is None:
+        return np.full(scores.score.shape, None, dtype=object)
+    told = (scores.score > 0) & np.isfinite(scores.reason)
+    return np.asarray(names[np.where(told, scores.reason, len(REASONS)).astype(np.intp)])
+
+
+def found_at(reason: str | None, at: str) -> str:
+    """`level shift at 11:40`: what a score is of, and when that was."""
+    return f"{reason} at {at}" if reason else f"at {at}"
+
+
+def budget_in_words(mission: Mission) -> str:
+    """How sensitive a mission is: `half an alert a series and week`, `99.9 % bounds`."""
+    if mission.forecast.level is not None:
+        return f"{mission.forecast.level:g} % bounds"
+    budget, mine = mission.detect.alerts_per_week, "series and " if mission.detect.per == "series" else ""
+    alerts = "half an alert" if budget == 0.5 else f"{budget:g} " + ("alert" if budget == 1 else "alerts")
+    return f"{alerts} a {mine}week"
+
+
+def capped_note(capped: int, series: int) -> str:
+    """That an alert budget asks for what is rarer than a history of `capped` of so many series can tell."""
+    return (
+        f"the alert budget asks of {capped:,} of {counted(series, 'series', 'series')} for what is rarer than once in "
+        "ten times their history: their limits are for that, and may raise more alerts"
+    )
 
 
 def distinct_names(labels: Sequence[Labels]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomaly_times.durations import EPOCH
+from anomaly_times.evidence import REASONS
 from anomaly_times.panel import Floats, Grid, round_significant
 
 __all__ = ["GENERATOR", "MAX_POINTS", "Chart", "Row", "Table", "Window", "render_page"]
@@ -51,6 +53,7 @@ class Window:
 class Chart:
     """One series over `grid`: float64[n] each, NaN where there is nothing; `None` draws no such line.
 
+    `reason` holds what each score is of, a place in `evidence.REASONS`: told in words where the score is over 1.
     `cutoff` is drawn as a vertical line: what lies after it was not known to the forecast.
     """
 
@@ -64,9 +67,10 @@ class Chart:
     subtitle: str = ""
     windows: tuple[Window, ...] = ()
     cutoff: datetime | None = None
+    reason: Floats | None = None
 
     def __post_init__(self) -> None:
-        for name in ("y", "yhat", "lower", "upper", "score"):
+        for name in ("y", "yhat", "lower", "upper", "score", "reason"):
             array = getattr(self, name)
             if array is not None and array.shape != (self.grid.n,):
                 raise ValueError(f"Chart.{name} is {array.shape}, not {self.grid.n} points")
@@ -235,7 +239,21 @@ def _data(chart: Chart) -> dict[str, Any]:
         array = getattr(chart, name)
         if array is not None and np.isfinite(array).any():
             out[name] = _column(array, keep)
+    if chart.score is not None and chart.reason is not None:
+        out["of"] = _runs(chart.score, chart.reason, keep)
     return out
+
+
+def _runs(score: Floats, reason: Floats, keep: npt.NDArray[np.int64] | None) -> list[tuple[int, int, str]]:
+    """Stretches of anomalous points of one reason: the first and the last of those that are drawn, and its name."""
+    drawn = np.arange(len(score)) if keep is None else keep
+    told = np.where((score > 1) & np.isfinite(reason), reason, -1.0)[drawn].astype(np.intp)
+    edges = [0, *(np.flatnonzero(np.diff(told)) + 1).tolist(), len(told)]
+    return [
+        (first, after - 1, REASONS[told[first]])
+        for first, after in itertools.pairwise(edges)
+        if first < after and told[first] >= 0
+    ]
 
 
 def _thin(chart: Chart) -> npt.NDArray[np.int64] | None:

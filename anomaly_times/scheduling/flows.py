@@ -35,7 +35,7 @@ from anomaly_times.conventions import FAILED, MISSION_NAME, Kind, mission_of_var
 from anomaly_times.deployed import from_value
 from anomaly_times.durations import parse_duration
 from anomaly_times.errors import AnomalyTimesError, MissionError, PrefectError, UsageError
-from anomaly_times.mission import Direction, Missing, Mission
+from anomaly_times.mission import Direction, Missing, Mission, Watched
 from anomaly_times.panel import Grid, Panel
 from anomaly_times.passes import (
     DetectResult,
@@ -124,7 +124,9 @@ def _flow(name: str, description: str) -> _CheckedFlow[..., Coroutine[Any, Any, 
         lookback: str = "14d",
         horizon: str | None = None,
         every: str = "1h",
-        level: float = 99.9,
+        alerts_per_week: float | None = None,
+        level: float | None = None,
+        evidence: Watched = "all",
         offset: str = "30s",
         timezone: str = "UTC",
         season: str | list[str] | None = None,
@@ -152,7 +154,9 @@ def _flow(name: str, description: str) -> _CheckedFlow[..., Coroutine[Any, Any, 
             lookback: history that a forecast learns from.
             horizon: how far a forecast reaches; twice `every` by default.
             every: how often a forecast is made.
-            level: per cent of normal points inside the bounds.
+            alerts_per_week: false alarms that normal data may raise, each series; half a one by default.
+            level: per cent of normal points inside the bounds, instead.
+            evidence: all, or point: points alone.
             offset: how late samples may arrive.
             timezone: IANA name; days and weeks of the season begin by its clock.
             season: `auto`, `none`, or periods like [1d, 1w].

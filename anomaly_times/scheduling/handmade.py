@@ -17,7 +17,8 @@ __all__ = ["mission_by_hand"]
 
 _TOP = ("name", "promql", "source", "step", "offset", "timezone", "season", "max_series", "labels")
 _FORECAST = ("lookback", "horizon", "every", "level", "interval_scale")
-_DETECT = ("direction", "min_deviation", "min_relative_deviation", "valid_range", "missing", "catch_up")
+_GATES = ("direction", "min_deviation", "min_relative_deviation", "valid_range", "missing")
+_DETECT = ("alerts_per_week", "evidence", *_GATES, "catch_up")
 _KNOWN = (*_TOP, "model_type", "model_params", *_FORECAST, *_DETECT, "mission", "pack")
 
 

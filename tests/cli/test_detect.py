@@ -168,8 +168,44 @@ def test_json_has_gaps_as_null_and_the_highest_score_first(at: Run, store: Memor
 
 def test_csv_holds_the_long_frame(at: Run, store: MemoryStore) -> None:
     frame = pl.read_csv(io.StringIO(at("detect", *COMMON, *NOON, "--output", "csv").stdout))
-    assert frame.columns == ["unique_id", "ds", "y", "yhat", "yhat_lower", "yhat_upper", "score"]
+    assert frame.columns == ["unique_id", "ds", "y", "yhat", "yhat_lower", "yhat_upper", "score", "reason"]
     assert frame.height == 17
+
+
+def test_what_a_score_is_of_is_told_in_words_in_every_form(at: Run, store: MemoryStore, tmp_path: Path) -> None:
+    table = at("detect", *COMMON, *NOON, "--dry-run").stdout
+    assert re.search(r"\{job=\"b\"\}.* point at 1[12]:\d0 ", table)
+    document = json.loads(at("detect", *COMMON, *NOON, "--dry-run", "-o", "json").stdout)
+    worst = document["series"][0]
+    assert worst["max_reason"] == "point"
+    assert worst["reason"][-3:] == ["point"] * 3
+    assert all((of is None) == (not score) for of, score in zip(worst["reason"], worst["score"], strict=True))
+    frame = pl.read_csv(io.StringIO(at("detect", *COMMON, *NOON, "--dry-run", "-o", "csv").stdout))
+    assert set(frame.filter(pl.col("score") > 1)["reason"]) == {"point"}
+    page = tmp_path / "page.html"
+    at("detect", *COMMON, *NOON, "--dry-run", "--plot", page)
+    [drawn, *_] = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text())[1])  # type: ignore[index]
+    assert drawn["of"] == [[3, 5, "point"]]
+
+
+def test_a_lasting_shift_is_called_a_level_shift(at: Run, store: MemoryStore) -> None:
+    panel = requests()
+    panel.y[1, -60:] += 60  # that of job="a"
+    store.series[QUERY] = panel
+    document = json.loads(at("detect", *COMMON[:-2], *NOON, "--last", "9h", "--dry-run", "-o", "json").stdout)
+    shifted = next(series for series in document["series"] if series["labels"]["job"] == "a")
+    assert set(shifted["reason"][-12:]) == {"level shift"}
+    assert min(shifted["score"][-12:]) > 1
+
+
+def test_points_alone_count_where_that_is_asked_for(at: Run, store: MemoryStore) -> None:
+    panel = requests()
+    panel.y[1, -60:] += 60  # that of job="a"
+    store.series[QUERY] = panel
+    for option in (("--evidence", "point"), ("--level", "99.9")):
+        text = at("detect", *COMMON[:-2], *NOON, "--last", "9h", "--dry-run", "-o", "json", *option).stdout
+        told = {of for series in json.loads(text)["series"] for of in series["reason"]}
+        assert told <= {"point", None}
 
 
 def test_gates_reach_the_scores_and_are_counted(at: Run, store: MemoryStore) -> None:

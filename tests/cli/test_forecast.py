@@ -36,11 +36,32 @@ def test_a_forecast_is_stored_and_the_table_says_so(at: Run, store: MemoryStore)
     assert result.exit_code == 0, result.stderr
     assert 'all with {__name__="requests",env="prod"}' in result.stdout
     assert '{job="a"}' in result.stdout
-    assert "3 series, 12 steps of 10m each, 99.9 % bounds, model seasonal_naive" in result.stdout
+    assert "3 series, 12 steps of 10m each, half an alert a series and week, model seasonal_naive" in result.stdout
     assert f"stored 108 samples in http://localhost:8428 as mission {_mission().name}" in result.stdout
     assert _stored(store) > 0
     assert "108 samples" not in at("forecast", *COMMON).stdout  # the same cutoff is never written again
     assert store.closed
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (("--alerts-per-week", "0.25"), "0.25 alerts a series and week"),
+        (("--alerts-per-week", "1"), "1 alert a series and week"),
+        (("--level", "99.9"), "99.9 % bounds"),
+    ],
+)
+def test_a_summary_says_how_sensitive_the_bounds_are(
+    at: Run, store: MemoryStore, option: tuple[str, str], told: str
+) -> None:
+    assert f"10m each, {told}, model" in at("forecast", *COMMON, *option, "--dry-run").stdout
+
+
+def test_a_budget_that_a_history_cannot_tell_is_reported(at: Run, store: MemoryStore) -> None:
+    result = at("forecast", *COMMON, "--alerts-per-week", "0.001", "--dry-run")
+    assert result.exit_code == 0
+    assert "the alert budget asks of 3 of 3 series for what is rarer than once in ten times their" in result.stderr
+    assert "the alert budget" not in at("forecast", *COMMON, "--dry-run").stderr
 
 
 def test_a_forecast_that_could_not_be_stored_is_shown_then_the_error(

@@ -76,6 +76,7 @@ def test_json_is_alone_on_stdout_and_names_the_worst(at: Run, store: MemoryStore
     assert (entry["mission"], entry["series"], entry["points"], entry["anomalous"]) == ("json", 3, 17, 3)
     assert entry["worst"]["labels"]["job"] == "b"
     assert entry["worst"]["score"] > 1
+    assert entry["worst"]["reason"] == "point"
     assert entry["worst"]["at"] in {f"2026-03-01T{time}:00Z" for time in ("11:40", "11:50", "12:00")}
     assert entry["error"] is None
 

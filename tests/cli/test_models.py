@@ -35,7 +35,7 @@ def test_explain_names_each_series_model_reason_and_seasons(at: Run) -> None:
     assert document["kind"] == "models"
     assert [series["model"] for series in document["series"]] == ["profile"] * 3
     for series in document["series"]:
-        assert "% better than seasonal_naive in 8 past forecasts" in series["why"]
+        assert "% better than seasonal_naive in 4 past forecasts" in series["why"]
         assert series["losses"]["seasonal_naive"] == 0
         assert series["losses"]["profile"] < -3
         assert series["seasons"] == ["1d"]
@@ -46,7 +46,7 @@ def test_explain_names_each_series_model_reason_and_seasons(at: Run) -> None:
 def test_explain_is_a_table_too_and_stores_nothing(at: Run, store: MemoryStore) -> None:
     result = at("models", "explain", *COMMON, "--model-param", 'candidates=["profile", "holt"]', "--top", 2)
     assert result.exit_code == 0, result.stderr
-    assert "no other was clearly better in 8 past forecasts" in result.stdout
+    assert "no other was clearly better in 4 past forecasts" in result.stdout
     assert "holt +" in result.stdout
     assert "3 series: profile 3" in result.stdout
     assert f"profile: {OURS}" in result.stdout
@@ -64,7 +64,7 @@ def test_explain_of_a_named_model_says_that_it_was_named(at: Run) -> None:
 def test_a_forecast_says_which_model_each_series_got(at: Run) -> None:
     document = json.loads(at("forecast", *COMMON, "--dry-run", "-o", "json").stdout)
     assert {series["model"] for series in document["series"]} == {"seasonmix"}
-    assert {series["why"] for series in document["series"]} == {"no other was clearly better in 8 past forecasts"}
+    assert {series["why"] for series in document["series"]} == {"no other was clearly better in 4 past forecasts"}
     assert not any(series["warming"] for series in document["series"])
     assert {series["revision"] for series in document["series"]} == {SeasonMix().revision}
     document = json.loads(at("forecast", *COMMON, "--model", "profile", "--dry-run", "-o", "json").stdout)

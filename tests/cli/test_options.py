@@ -70,6 +70,13 @@ def test_every_option_lands_in_its_field() -> None:
         ({"level": "100"}, "--level: must be less than 100"),
         ({"level": "0"}, "--level: must be more than 0"),
         ({"level": "high"}, "--level: must be a number"),
+        ({"alerts_per_week": "0"}, "--alerts-per-week: must be more than 0"),
+        ({"alerts_per_week": "-1"}, "--alerts-per-week: must be more than 0"),
+        ({"alerts_per_week": "169"}, "--alerts-per-week: must be at most 168"),
+        ({"alerts_per_week": "inf"}, "--alerts-per-week: must be a finite number"),
+        ({"alerts_per_week": "few"}, "--alerts-per-week: must be a number"),
+        ({"alerts_per_week": "1", "level": "99"}, "--level and --alerts-per-week say two things"),
+        ({"evidence": "some"}, "--evidence: must be 'all' or 'point'"),
         ({"direction": "up"}, "--direction: "),
         ({"missing": "maybe"}, "--missing: "),
         ({"min_deviation": "1,2,3"}, "--min-deviation: "),
@@ -91,6 +98,19 @@ def test_a_wrong_value_is_told_under_its_option(params: dict[str, Any], start: s
         _mission(**params)
     assert caught.value.message.startswith(start)
     assert caught.value.hint
+
+
+def test_a_query_has_an_alert_budget_unless_an_interval_is_asked_for() -> None:
+    assert (_mission().detect.alerts_per_week, _mission().forecast.level) == (0.5, None)
+    assert _mission(alerts_per_week="2").detect.alerts_per_week == 2
+    assert _mission(evidence="point").watches_over_time is False
+    assert _mission(level="99").watches_over_time is False
+
+
+def test_a_budget_that_makes_no_sense_is_told_with_what_would() -> None:
+    with pytest.raises(UsageError) as caught:
+        _mission(alerts_per_week="1000")
+    assert caught.value.hint.startswith("0.5 is one alert in two weeks")
 
 
 def test_one_query_has_one_name_whatever_the_other_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

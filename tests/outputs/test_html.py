@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from anomaly_times.evidence import REASONS
 from anomaly_times.outputs import Chart, Row, Table, Window, render_page
 from anomaly_times.outputs.html import MAX_POINTS
 from anomaly_times.panel import Grid
@@ -130,6 +131,25 @@ def test_when_a_page_was_made_and_where_its_data_end_are_told_apart() -> None:
     assert "Made at 2026-03-02 12:00 UTC." in render_page("t", [], made=AT + timedelta(days=1))
 
 
+def test_stretches_are_named_by_what_they_are_of() -> None:
+    n = 2 * MAX_POINTS
+    score, reason = np.zeros(n), np.zeros(n)
+    reason[:] = REASONS.index("drift")
+    score[40:43] = 2.0  # drift
+    score[50:52], reason[50:52] = 3.0, REASONS.index("point")
+    score[90], reason[90] = 2.0, REASONS.index("level shift")
+    whole, thin = (
+        Chart("a", Grid.ending(AT, timedelta(minutes=1), m), np.zeros(m), score=score[:m], reason=reason[:m])
+        for m in (100, n)
+    )
+    first, second = _data(render_page("t", [whole, thin]))
+    assert first["of"] == [[40, 42, "drift"], [50, 51, "point"], [90, 90, "level shift"]]
+    assert [name for *_, name in second["of"]] == ["drift", "point", "level shift"]
+    for start, end, _ in second["of"]:
+        assert all(second["score"][i] > 1 for i in range(start, end + 1))
+    assert "of" not in _data(render_page("t", [_chart()]))[0]
+
+
 @pytest.mark.browser
 def test_a_narrow_window_is_never_scrolled_sideways(tmp_path: Path) -> None:
     chromium = need("chromium")
@@ -162,7 +182,7 @@ def test_a_browser_draws_every_chart_without_an_error(tmp_path: Path) -> None:
     window = Window(AT - timedelta(minutes=9), AT, HOSTILE, "found")
     charts = [
         _chart(title=HOSTILE, windows=(window,)),
-        _chart(6000),
+        _chart(6000, reason=np.ones(6000)),
         Chart("gaps alone", Grid.ending(AT, timedelta(minutes=1), 9), np.full(9, np.nan)),
         Chart("one point", Grid.ending(AT, timedelta(minutes=1), 1), np.ones(1), cutoff=AT),
     ]

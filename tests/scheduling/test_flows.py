@@ -99,8 +99,10 @@ def test_every_parameter_reaches_the_mission() -> None:
     forecast = {"lookback": "3d", "horizon": "3h", "every": "2h", "level": 95.0, "interval_scale": 2.0}
     detect = {"direction": "above", "min_deviation": [1.0, 2.0], "min_relative_deviation": "20%"}
     detect |= {"valid_range": [0.0, 5.0], "missing": "zero", "catch_up": "2h"}
+    detect |= {"evidence": "point"}
     given = {**top, "labels": {"team": "a"}, **forecast, **detect, "model_type": "mstl", "model_params": {"lags": 3}}
-    assert {"promql", "mission", "pack", "name", "source", *given} == set(forecasting.parameters.properties)
+    rest = {"promql", "mission", "pack", "name", "source", "alerts_per_week"}
+    assert {*rest, *given} == set(forecasting.parameters.properties)
     assert mission_by_hand({"promql": "up", **given}, SETTINGS) == Mission.model_validate(
         {
             "name": name_for_query("main", "up"),
@@ -111,6 +113,14 @@ def test_every_parameter_reaches_the_mission() -> None:
             "detect": detect,
         }
     )
+
+
+def test_a_budget_goes_in_place_of_a_level() -> None:
+    assert mission_by_hand({"promql": "up", "alerts_per_week": 2.0}, SETTINGS).detect.alerts_per_week == 2
+    with pytest.raises(MissionError, match="say two things"):
+        mission_by_hand({"promql": "up", "alerts_per_week": 2.0, "level": 99.0}, SETTINGS)
+    with pytest.raises(MissionError, match=r"^alerts_per_week: must be more than 0"):
+        mission_by_hand({"promql": "up", "alerts_per_week": 0.0}, SETTINGS)
 
 
 def test_a_value_that_makes_no_sense_is_named_as_its_parameter() -> None:

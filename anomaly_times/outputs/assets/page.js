@@ -107,7 +107,8 @@
       plain("value", { stroke: colour("value"), width: 1.5, points: { show: undefined, size: 4 } }),
       plain("anomalous", { stroke: colour("bad"), paths: () => null,
         points: { show: true, size: 5, fill: colour("bad"), stroke: colour("bad") } }),
-      plain("score", { scale: "score", paths: () => null }),
+      plain("score", { scale: "score", paths: () => null,
+        value: (u, v, s, i) => number(v) + (v > 1 ? " " + reason(c, i) : "") }),
     ];
     const data = [at, c.lower || absent, c.upper || absent, c.yhat || absent, c.y, anomalous, c.score || absent];
     const options = Object.assign(common(c, width), {
@@ -121,6 +122,34 @@
     });
     target.classList.toggle("scored", !!c.score);
     return new uPlot(options, data, target);
+  }
+
+  const reason = (c, i) => ((c.of || []).find(([from, to]) => from <= i && i <= to) || ["", "", ""])[2];
+
+  // What stretches are of, above their stems, where there is room.
+  function names(c, at) {
+    return u => {
+      const { ctx, bbox } = u, gap = 6 * devicePixelRatio;
+      ctx.save();
+      ctx.beginPath();
+      ctx.rect(bbox.left, 0, bbox.width, bbox.top);
+      ctx.clip();
+      ctx.font = 11 * devicePixelRatio + "px system-ui, sans-serif";
+      ctx.fillStyle = colour("bad");
+      ctx.textAlign = "left";
+      ctx.textBaseline = "bottom";
+      let free = bbox.left;
+      for (const [from, to, name] of c.of) {
+        const start = u.valToPos(at[from], "x", true), end = u.valToPos(at[to], "x", true);
+        if (end < bbox.left || start > bbox.left + bbox.width) continue;
+        const width = ctx.measureText(name).width;
+        const x = Math.min(Math.max(start, bbox.left), bbox.left + bbox.width - width);
+        if (x < free) continue;
+        ctx.fillText(name, x, bbox.top - 2 * devicePixelRatio);
+        free = x + width + gap;
+      }
+      ctx.restore();
+    };
   }
 
   function strip(c, at, target, width) {
@@ -150,15 +179,15 @@
       ctx.restore();
     };
     const options = Object.assign(common(c, width), {
-      height: 62,
-      padding: [8, 22, 8, 0],
+      height: c.of ? 72 : 62,
+      padding: [c.of ? 18 : 8, 22, 8, 0],
       series: [{}, { stroke: "transparent", fill: colour("score"), width: 0, points: { show: false } }],
       scales: { y: { range: [0, top] } },
       axes: [axis({ size: 0, values: () => [] }),
         axis({ size: 62, splits: () => top > 2 ? [0, 1, Math.floor(top)] : [0, 1],
           values: (u, splits) => splits.map(s => s === 1 ? "score 1" : s === STRIP_TOP ? s + "+" : String(s)) })],
       legend: { show: false },
-      hooks: { drawClear: [shade(c)], draw: [stems], setScale: [(u, key) => { if (key === "x") follow(u); }] },
+      hooks: { drawClear: [shade(c)], draw: c.of ? [stems, names(c, at)] : [stems], setScale: [(u, key) => { if (key === "x") follow(u); }] },
     });
     return new uPlot(options, [at, shown], target);
   }
