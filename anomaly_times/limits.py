@@ -1,10 +1,21 @@
 """Limits that hold evidence to an alert budget: made in a forecast pass, of past errors and of the history.
 
-Limits are quantiles: what normal data exceeds in an hour as often as the budget allows. Of the averages they come from
-hourly maxima, over past forecasts put end to end and over the history; of points from a generalised Pareto tail (peaks
-over threshold; Siffer, Fouque, Termier & Largouet, KDD 2017) of how values stray from the median of their neighbours,
-because past errors are too few to tell how heavy tails are, and a history is long. Every limit is as much wider as it
-is badly known, so that normal data keeps the budget on average over what the history leaves open.
+Limits are quantiles: what normal data exceeds in an hour as often as the budget allows.
+
+Averages. Their hourly maxima, of past forecasts one after the other and of the history, are squared and taken for a
+shifted gamma distribution of the same mean, variance and skewness. Forecasts come anew every hour, so errors of two
+hours are less alike than those of one past forecast: the limit of drift lies half-way between hours as they were and
+hours in random order.
+
+Points. Past errors tell how large an error is, but are too few to tell how heavy tails are, and a history is long: the
+tail is that of values (how they stray from the median of their neighbours, and how they move), by a generalised Pareto
+distribution (peaks over threshold; Siffer, Fouque, Termier & Largouet, KDD 2017).
+
+Doubt. Every limit is as much wider as it is badly known, so that normal data keeps the budget on average over what the
+history leaves open.
+
+Habits. What went beyond a limit on more separate days than chance explains is how the series behaves: the limit is
+raised to what follows from the tail of that (`_raised`).
 """
 
 from __future__ import annotations
@@ -35,7 +46,7 @@ _WEEK, _DAY = timedelta(weeks=1), timedelta(days=1)
 _HOURS_A_WEEK = 168
 # How much of the budget each channel may spend. More than the whole, for channels overlap, and limits that are badly
 # known are rather too wide.
-_POINT_SHARE, _SUSTAINED_SHARE, _ROUGHNESS_SHARE, _DRIFT_SHARE = 0.5, 0.5, 0.4, 0.5
+_POINT_SHARE, _SUSTAINED_SHARE, _ROUGHNESS_SHARE, _DRIFT_SHARE = 0.6, 0.3, 0.35, 0.4
 # A history tells how rare something is up to ten times its own length.
 _FURTHEST = 10.0
 _OUTSIDE = 1 - BAND / 100
@@ -43,15 +54,20 @@ _OUTSIDE = 1 - BAND / 100
 _TAIL, _FEWEST_IN_TAIL, _SHAPE_WEIGHT = 0.02, 8, 30.0
 _MOST_DOUBT = 6.0
 _FEWEST_FREEDOM, _ENOUGH = 8.0, 32
-# Past forecasts are few: each order of them makes other hours.
-_MOST_ORDERS, _SEED = 4, 20170612
+_SOON = timedelta(hours=3)
+_SEED = 20170612
 _STRETCH, _FEWEST_HOURS = 64, 12
-# Hourly maxima further above their median than so many times their upper quartile are incidents.
+# Hourly maxima further above their median than so many times their upper quartile are incidents, or habits.
 _INCIDENT, _MOST_SKEW = 6.0, 2.5
-_KEPT_HOURS = 3.0
+_HOURS_ALIKE = 6
+# How unlikely that many occasions are if they are chance, and how many values a tail without a shape is worth.
+_CHANCE, _HABIT_WEIGHT = 0.05, 10.0
+# With more points a day than that a rhythm is smooth from one to the next.
+_SMOOTH, _FEWEST_DAYS = 96, 3
 _FLAT_LONGEST, _FLAT_STEPS = 3, 6
 
 Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,30 +139,36 @@ def fit_limits(
     width, move = np.ones(n_series), np.ones((n_series, 1))
     share = np.minimum(_POINT_SHARE * hourly, 0.5) / per_hour
     for block in blocks_of_rows(n_series, history.shape[1]):
-        width[block] = _width(history[block], ratios[block], share[block])
+        width[block] = _width(_without_rhythm(history[block], step), ratios[block], share[block], freedom[block], step)
         move[block, 0], roughness = _roughness(history[block])
-        few = np.full(len(roughness), max(_FEWEST_FREEDOM, roughness.shape[1] / per_hour / _KEPT_HOURS))
         hours = _hourly_maxima(_average(roughness, step), np.isfinite(roughness), per_hour)
-        limit[2, block, 0] = _exceeded(hours, _ROUGHNESS_SHARE * hourly[block], few)
+        allowed = _ROUGHNESS_SHARE * hourly[block]
+        limit[2, block, 0] = _raised(_exceeded(hours, allowed, step), _grouped(hours, 24), allowed)
         limit[4, block, 0] = _longest_flat(history[block], step)
     width = np.maximum(1.0, width * _student(share / 2, freedom))
 
     n_errors = ratios[0].size if n_series else 0
+    ahead = max(1, ratios.shape[2] // per_hour)
+    if ratios.shape[2] > per_hour:
+        ratios = ratios[:, :, : ahead * per_hour]
     for block in blocks_of_rows(n_series, n_errors) if n_errors else ():
+        errors = ratios[block].reshape(len(ratios[block]), -1)
+        known = np.isfinite(errors)
+        hours = _hourly_maxima(np.abs(errors), known, per_hour)
+        width[block] = _raised(width[block], _grouped(hours, ahead), _POINT_SHARE * hourly[block])
         with np.errstate(over="ignore", invalid="ignore"):
-            drift = _put_end_to_end(root(ratios[block] / width[block, None, None]), per_hour)
-        known = np.isfinite(drift)
+            drift = root(errors / width[block, None])
         oddness = np.abs(drift)
         usual[1, block, 0] = _mean(oddness)
-        cuts = np.isfinite(ratios[block]).any(axis=2).sum(axis=1)
-        # How odd a forecast is on the whole differs from one to the next, so forecasts are what is counted.
-        few = np.minimum(freedom[block], np.maximum(_FEWEST_FREEDOM, cuts))
-        for channel, average, share_of, free in (
-            (1, _average(oddness, step), _SUSTAINED_SHARE, few),
-            (3, np.abs(_average(drift, step, around=0.0)), _DRIFT_SHARE, freedom[block]),
-        ):
-            hours = _hourly_maxima(average, known, per_hour)
-            limit[channel, block, 0] = _exceeded(hours, share_of * hourly[block], free)
+        allowed = _SUSTAINED_SHARE * hourly[block]
+        hours = _hourly_maxima(_average(oddness, step), known, per_hour)
+        limit[1, block, 0] = _raised(_exceeded(hours, allowed, step), _grouped(hours, ahead), allowed)
+        allowed = _DRIFT_SHARE * hourly[block]
+        hours = _hourly_maxima(np.abs(_average(drift, step, around=0.0)), known, per_hour)
+        mixed = _in_any_order(drift, min(per_hour, ratios.shape[2]))
+        mixed_hours = _hourly_maxima(np.abs(_average(mixed, step, around=0.0)), np.isfinite(mixed), per_hour)
+        between = (_exceeded(hours, allowed, step) ** 2 + _exceeded(mixed_hours, allowed, step) ** 2) / 2
+        limit[3, block, 0] = _raised(np.sqrt(between), _grouped(hours, ahead), allowed)
     enough = np.isfinite(ratios).sum(axis=(1, 2)) >= _ENOUGH
     limit[1::2, ~enough] = np.inf
     usual[1, ~enough] = 0.5
@@ -154,12 +176,10 @@ def fit_limits(
     return FittedLimits(usual, limit, move, width, alerts_per_week < least)
 
 
-def _put_end_to_end(segments: Floats, per_hour: int) -> Floats:
-    """Segments (float64[S, cuts, h]) one after the other, in so many orders that they make a week: float64[S, T]."""
-    random = np.random.default_rng(_SEED)
-    orders = min(_MOST_ORDERS, ceil(_HOURS_A_WEEK * per_hour / (segments.shape[1] * segments.shape[2])))
-    order = np.concatenate([random.permutation(segments.shape[1]) for _ in range(orders)])
-    return segments[:, order].reshape(len(segments), len(order) * segments.shape[2])
+def _in_any_order(x: Floats, per_hour: int) -> Floats:
+    """The hours of each row of `x` (float64[S, T]) in random order, the same in all rows."""
+    hours = x[:, : x.shape[1] // per_hour * per_hour].reshape(len(x), -1, per_hour)
+    return hours[:, np.random.default_rng(_SEED).permutation(hours.shape[1])].reshape(len(x), -1)
 
 
 def _mean(x: Floats) -> Floats:
@@ -206,11 +226,18 @@ def _hourly_maxima(average: Floats, known: Bools, per_hour: int) -> Floats:
     return np.where(2 * there >= per_hour, average[:, : n_hours * per_hour].reshape(shape).max(axis=2), np.nan)
 
 
-def _exceeded(hours: Floats, share: Floats, freedom: Floats) -> Floats:
+def _grouped(hours: Floats, n: int) -> Floats:
+    """Hours (float64[S, H]) in groups of `n`: float64[S, H / n, n], less the first few where it does not divide."""
+    groups = hours.shape[1] // n
+    return hours[:, hours.shape[1] - groups * n :].reshape(len(hours), groups, n)
+
+
+def _exceeded(hours: Floats, share: Floats, step: timedelta) -> Floats:
     """What so small a share (float64[S]) of hourly maxima exceeds: float64[S].
 
-    From their mean, standard deviation and skewness, as of a gamma distribution (Wilson & Hilferty, PNAS 17, 1931),
-    where the normal quantile is replaced by Student's. Infinite where there are fewer than a dozen hours.
+    From the mean, variance and skewness of their squares, as of a gamma distribution (Wilson & Hilferty, PNAS 17,
+    1931), where the normal quantile is replaced by Student's: squares, for those of a normal variable are gamma
+    distributed. Infinite where there are fewer than a dozen hours.
     """
     n_hours = np.isfinite(hours).sum(axis=1)
     enough = n_hours >= _FEWEST_HOURS
@@ -220,17 +247,79 @@ def _exceeded(hours: Floats, share: Floats, freedom: Floats) -> Floats:
     ordered = np.sort(hours, axis=1)
     last = hours.shape[1] - 1
     middle, upper = (ordered[rows, np.minimum(last, part * n_hours // 4)] for part in (2, 3))
-    stray = np.minimum(hours, (middle + _INCIDENT * (upper - middle))[:, None])
+    stray = np.minimum(hours, (middle + _INCIDENT * (upper - middle))[:, None]) ** 2
     mean = _mean(stray)
     stray = stray - mean[:, None]
-    deviation = np.sqrt(_mean(stray**2))
+    variance = _mean(stray**2)
+    deviation = np.sqrt(variance)
     with np.errstate(divide="ignore", invalid="ignore"):
         skew = np.nan_to_num(_mean(stray**3) / deviation**3)
     skew = np.clip(skew, 1e-3, _MOST_SKEW)
     share = np.minimum(share, 0.5)
-    far = _normal(share) * _student(share, freedom)
+    far = _normal(share) * _student(share, _independent(stray, variance, step))
     limit = mean + deviation * 2 / skew * ((1 + skew * far / 6 - skew**2 / 36) ** 3 - 1)
-    return np.where(enough, limit, np.inf)
+    return np.where(enough, np.sqrt(limit), np.inf)
+
+
+def _independent(stray: Floats, variance: Floats, step: timedelta) -> Floats:
+    """How many independent hours those are worth that stray from their mean by so much: float64[S].
+
+    By the variance of the means of six, and no more than an average over an hour leaves independent.
+    """
+    n_hours = np.isfinite(stray).sum(axis=1)
+    groups = _grouped(stray, _HOURS_ALIKE)
+    known = np.isfinite(groups)
+    of_sums = (np.where(known, groups, 0.0).sum(axis=2) ** 2).sum(axis=1) / np.maximum(1, known.sum(axis=(1, 2)))
+    keep = decay(step) ** max(1, round(timedelta(hours=1) / step))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        told = n_hours * np.where(of_sums > variance, variance / of_sums, 1.0)
+    return np.asarray(np.maximum(_FEWEST_FREEDOM, np.minimum(told, n_hours * (1 - keep) / (1 + keep))))
+
+
+def _raised(limit: Floats, occasions: Floats, share: Floats) -> Floats:
+    """The limit (float64[S]), or a higher one where it was exceeded on more occasions than chance explains.
+
+    The higher one is what `share` (float64[S]) of all hours exceed by a generalised Pareto tail of the larger half of
+    those beyond the limit, its shape from probability-weighted moments drawn towards 0.
+
+    Args:
+        limit: float64[S].
+        occasions: hourly maxima, those of one day or of one past forecast together: float64[S, occasions, hours].
+        share: float64[S].
+    """
+    hours = np.where(np.isfinite(occasions), occasions, -np.inf)
+    largest = np.sort(hours.max(axis=2, initial=-np.inf), axis=1)[:, ::-1]
+    allowed = np.minimum(share, 0.5) * np.isfinite(occasions).sum(axis=(1, 2))
+    by_chance = _by_chance(allowed)
+    rows = np.flatnonzero(by_chance < largest.shape[1])
+    rows = rows[largest[rows, by_chance[rows]] > limit[rows]]
+    if not rows.size:
+        return limit
+    size = -np.sort(-hours[rows].reshape(len(rows), -1), axis=1)
+    n = np.maximum(1, (size > limit[rows, None]).sum(axis=1) // 2)
+    threshold = size[np.arange(len(rows)), n]
+    inside = np.arange(size.shape[1]) < n[:, None]
+    excess = np.where(inside, size - threshold[:, None], 0.0) / size[:, :1]
+    _, told = pareto(excess, n.astype(np.float64), weight=0.0)
+    shape = n * told / (n + _HABIT_WEIGHT)
+    shape = np.where(np.abs(shape) < 1e-6, 1e-6, shape)
+    depth = np.log(np.maximum(1.0, n / allowed[rows]))
+    scale = size[:, 0] * excess.sum(axis=1) / n * (1 - shape)
+    out = limit.copy()
+    with np.errstate(over="ignore"):
+        out[rows] = np.maximum(limit[rows], threshold + scale * (np.exp(shape * depth) - 1) / shape)
+    return out
+
+
+def _by_chance(expected: Floats) -> Ints:
+    """How many occasions chance explains where so many are expected (Poisson), one at least: int[S]."""
+    term = np.exp(-expected) * expected
+    total, count = np.exp(-expected) + term, np.ones(len(expected), dtype=np.intp)
+    while (more := total < 1 - _CHANCE).any() and count.max() < _HOURS_A_WEEK:
+        count[more] += 1
+        term = np.where(more, term * expected / count, term)
+        total = np.where(more, total + term, total)
+    return count
 
 
 def _normal(share: Floats) -> Floats:
@@ -251,47 +340,89 @@ def _student(share: Floats, freedom: Floats) -> Floats:
     return out
 
 
-def _width(history: Floats, ratios: Floats, share: Floats) -> Floats:
+def _width(history: Floats, ratios: Floats, share: Floats, freedom: Floats, step: timedelta) -> Floats:
     """How many times as far as the 80 % band errors lie that are as rare as `share`: float64[S].
 
-    The tail is that of what values stray from their neighbours by. Where errors have a heavier one, because what is odd
-    lasts, it is as much wider as the eighth largest past error lies beyond what is as rare among values.
+    As far as the largest past errors that are common enough to count on (eight independent ones), and further by as
+    much as values that are so rare lie beyond others which are as common as those errors.
     """
     n_errors = np.isfinite(ratios).sum(axis=(1, 2))
-    size = np.where(np.isfinite(ratios), np.abs(ratios), 0.0).reshape(len(ratios), -1)
     known = n_errors >= _ENOUGH
-    tails = _tail_ratios(history, np.stack([share, _FEWEST_IN_TAIL / np.maximum(_ENOUGH, n_errors)], axis=1))
+    common = np.clip(_FEWEST_IN_TAIL / np.maximum(1.0, np.minimum(n_errors, freedom)), 0.0, _OUTSIDE)
+    tails = _farthest(history, np.stack([share, common], axis=1))
+    far, near = tails[:, 0], tails[:, 1]
     if not known.any():
-        return tails[:, 0]
-    far = -np.partition(-size, _FEWEST_IN_TAIL, axis=1)[:, _FEWEST_IN_TAIL]
-    return tails[:, 0] * np.where(known, np.maximum(1.0, far / np.maximum(1.0, tails[:, 1])), 1.0)
+        return far
+    # Errors soon after a cut-off may have the heavier tail, and are what detection meets.
+    soon = ratios[:, :, : max(1, round(_SOON / step))]
+    reached = np.maximum(_reached(ratios, common), _reached(soon, common))
+    told = known & (near > 0)
+    return np.asarray(np.where(told, reached * far / np.where(told, near, 1.0), far))
 
 
-def _tail_ratios(history: Floats, shares: Floats) -> Floats:
-    """How far out the values of each share lie (float64[S, K]), by how far two in ten stray from the median of five.
+def _reached(ratios: Floats, share: Floats) -> Floats:
+    """What this share of errors exceeds, on either side: float64[S]."""
+    size = _largest(np.where(np.isfinite(ratios), np.abs(ratios), 0.0).reshape(len(ratios), -1))
+    n = np.isfinite(ratios).sum(axis=(1, 2))
+    return np.asarray(size[np.arange(len(size)), np.minimum((share * n).astype(np.intp), size.shape[1] - 1)])
+
+
+def _largest(x: Floats) -> Floats:
+    """The largest fifth of each row and two more, the largest first."""
+    n = min(x.shape[1], int(_OUTSIDE * x.shape[1]) + 2)
+    if n < x.shape[1]:
+        x = np.partition(x, x.shape[1] - n, axis=1)[:, x.shape[1] - n :]
+    return np.asarray(np.sort(x, axis=1)[:, ::-1])
+
+
+def _without_rhythm(history: Floats, step: timedelta) -> Floats:
+    """The history less what is usual at its time of the day, where that moves from one point to the next."""
+    a_day = round(_DAY / step)
+    n_days = history.shape[1] // max(1, a_day)
+    if a_day > _SMOOTH or n_days < _FEWEST_DAYS:
+        return history
+    days = history[:, history.shape[1] - n_days * a_day :].reshape(len(history), n_days, a_day)
+    usual = nan_median(days.transpose(0, 2, 1).reshape(-1, n_days)).reshape(len(history), 1, a_day)
+    with np.errstate(over="ignore"):
+        rest = days - usual
+    return np.where(np.isfinite(rest), rest, np.nan).reshape(len(history), -1)
+
+
+def _farthest(history: Floats, shares: Floats) -> Floats:
+    """How far out values of each share lie (float64[S, K]), by how far two in ten do.
+
+    How they stray from the median of five, or how they move from one to the next: whichever has the heavier tail. A
+    spike is seen by the first, by the second a step that stays.
+    """
+    if history.shape[1] < 5:
+        return np.ones(shares.shape)
+    planes = [history[:, i : history.shape[1] - 4 + i] for i in range(5)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        strays = _tail_ratios(np.abs(planes[2] - sorted_planes(planes)[2]), shares)
+        moves = _tail_ratios(np.abs(np.diff(history, axis=1)), shares)
+    heavier = strays[:, 0] * moves[:, -1] > moves[:, 0] * strays[:, -1]
+    return np.where(heavier[:, None], strays, moves)
+
+
+def _tail_ratios(stray: Floats, shares: Floats) -> Floats:
+    """How far out the values of each share lie (float64[S, K]) in units of how far two in ten do.
 
     Read off a generalised Pareto tail beyond the largest fiftieth, its shape from probability-weighted moments (Hosking
     & Wallis, Technometrics 29, 1987) drawn towards 0.2. The tail is followed further than a share says by half the
     variance of the logarithm of what lies beyond (from the information matrix of scale and shape), so that the share is
     the mean of what lies beyond.
     """
-    if history.shape[1] < 5:
-        return np.ones(shares.shape)
-    with np.errstate(over="ignore", invalid="ignore"):
-        planes = [history[:, i : history.shape[1] - 4 + i] for i in range(5)]
-        stray = np.abs(planes[2] - sorted_planes(planes)[2])
     known = np.isfinite(stray)
     count = known.sum(axis=1)
-    size = np.sort(np.where(known, -stray, np.inf), axis=1)
-    np.negative(size, out=size)
+    size = _largest(np.where(known, stray, -np.inf))
     rows = np.arange(len(size))
-    near = size[rows, np.minimum((_OUTSIDE * count).astype(np.intp), stray.shape[1] - 1)]
+    near = size[rows, np.minimum((_OUTSIDE * count).astype(np.intp), size.shape[1] - 1)]
     # A series that is mostly still: what it moves by when it moves.
-    moving = nan_median(np.where(known & (stray > 0), stray, np.nan))
-    near = np.where(near > 0, near, np.nan_to_num(moving))
+    still = np.flatnonzero(~(near > 0))
+    near[still] = np.nan_to_num(nan_median(np.where(known[still] & (stray[still] > 0), stray[still], np.nan)))
 
     beyond = np.maximum(_FEWEST_IN_TAIL, np.rint(_TAIL * count)).astype(np.intp)
-    most = min(int(beyond.max(initial=0)), stray.shape[1] - 1)
+    most = min(int(beyond.max(initial=0)), size.shape[1] - 1)
     beyond = np.minimum(beyond, most)
     rank = np.arange(most)
     threshold = np.maximum(size[rows, beyond], 0.0)
@@ -311,7 +442,7 @@ def _tail_ratios(history: Floats, shares: Floats) -> Floats:
             variance = (1 + shape) / n * (2 * by_scale**2 + (1 + shape) * by_shape**2 - 2 * by_scale * by_shape)
             further = np.where(depth > 0, depth + np.minimum(variance, _MOST_DOUBT) / 2, 0.0)
         beyond_seen = threshold[:, None] / unit[:, None] + scale * (np.exp(shape * further) - 1) / shape
-        at = np.minimum((shares * count[:, None]).astype(np.intp), stray.shape[1] - 1)
+        at = np.minimum((shares * count[:, None]).astype(np.intp), size.shape[1] - 1)
         seen = np.take_along_axis(size, at, axis=1) / unit[:, None]
         ratio = np.where(depth > 0, beyond_seen, seen) / (near / unit[:, None])
     return np.where((near > 0) & np.isfinite(ratio), ratio, 1.0)

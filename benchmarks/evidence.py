@@ -1,11 +1,13 @@
 """What an alert budget gives: false alarms on normal data, planted faults, cost, and labelled incidents of NAB.
 
-    uv run python -m benchmarks.evidence [budget] [faults] [cost] [nab] [--data ../shared/data] [--workers 2]
+    uv run python -m benchmarks.evidence [budget] [uneasy] [faults] [cost] [nab] [--steps 5m] [--data ../shared/data]
 
 `budget`, `faults`: made-up series (white noise to a memory of two hours, normal to heavy tails, with and without a
 daily rhythm, counts) at steps of 1 m, 5 m and 1 h, forecast by `profile` every hour from two weeks of history (four at
 1 h); limits are made anew every 12 hours (every day at 1 h). An episode is a run of scores over 1; runs less than an
-hour apart are one. The settings of `anomaly_times.evidence` were chosen on these series.
+hour apart are one. The settings of `anomaly_times.limits` were chosen on series of these kinds.
+
+`uneasy`: series that are normal and odd all the same, again and again; see `benchmarks.uneasy`.
 
 `nab`: `artificialWithAnomaly` and `realAWSCloudwatch`, forecasts and limits every hour, half an alert a week, nothing
 tuned on them. Windows are labelled incidents: one is found where a score inside it exceeds 1. The standard score is
@@ -39,6 +41,7 @@ from anomaly_times.panel import Floats, Forecast, Grid, Panel
 from anomaly_times.scoring import final_bounds, resolution
 from anomaly_times.testing import panel_of
 from benchmarks.nab_score import NabFile, nab_score
+from benchmarks.uneasy import UNEASY, Uneasy
 
 Bools = npt.NDArray[np.bool_]
 
@@ -204,11 +207,11 @@ def episodes(hot: Bools, step: timedelta) -> npt.NDArray[np.intp]:
     return np.asarray((hot & (at - before > max(1, HOUR // step))).sum(axis=1))
 
 
-def false_alarms(job: tuple[str, Kind]) -> str:
+def false_alarms(job: tuple[str, Kind | Uneasy]) -> str:
     """A line of the table: episodes a series and week for each budget, then those of each channel for the usual one."""
     name, kind = job
     size = SIZES[name]
-    y = kind.make(size.series, size.history + size.live, size.step, seed=KINDS.index(kind))
+    y = kind.make(size.series, size.history + size.live, size.step, seed=(*KINDS, *UNEASY).index(kind))
     replay = replayed(panel_of(y, step=size.step), size.history, size, lookback=size.history)
     cells, shares = [], []
     for budget in BUDGETS:
@@ -366,22 +369,24 @@ def _judged(hot: Sequence[Bools], files: Sequence[NabFile], step: timedelta) -> 
 def main() -> int:
     """Print the tables that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=[], help="budget, faults, cost, nab; all by default")
+    parser.add_argument("what", nargs="*", default=[], help="budget, uneasy, faults, cost, nab; all by default")
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--steps", nargs="*", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
-    wanted = args.what or ["budget", "faults", "cost", "nab"]
-    kinds = [(step, kind) for step in args.steps for kind in KINDS]
+    wanted = args.what or ["budget", "uneasy", "faults", "cost", "nab"]
+    usual = [(step, kind) for step in args.steps for kind in KINDS if not kind.rate]
     with ProcessPoolExecutor(args.workers) as pool:
-        if "budget" in wanted:
-            print(f"| step | normal data | {' | '.join(f'{b:g} a week' for b in BUDGETS)} | {' / '.join(CHANNELS)} |")
+        for what, made in (("budget", KINDS), ("uneasy", UNEASY)):
+            if what not in wanted:
+                continue
+            print(f"\n| step | normal data | {' | '.join(f'{b:g} a week' for b in BUDGETS)} | {' / '.join(CHANNELS)} |")
             print("| --- " * (3 + len(BUDGETS)) + "|")
-            for line in pool.map(false_alarms, kinds):
+            for line in pool.map(false_alarms, [(step, kind) for step in args.steps for kind in made]):
                 print(line, flush=True)
         if "faults" in wanted:
             print(f"\n| step | normal data | {' | '.join(FAULTS)} |", "| --- " * (2 + len(FAULTS)) + "|", sep="\n")
-            for line in pool.map(planted, [job for job in kinds if not job[1].rate]):
+            for line in pool.map(planted, usual):
                 print(line, flush=True)
     if "cost" in wanted:
         print("\n| detection | processor time |", "| --- | --- |", *cost(), sep="\n")
