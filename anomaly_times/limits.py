@@ -348,16 +348,22 @@ def _width(history: Floats, ratios: Floats, share: Floats, freedom: Floats, step
     """
     n_errors = np.isfinite(ratios).sum(axis=(1, 2))
     known = n_errors >= _ENOUGH
-    common = np.clip(_FEWEST_IN_TAIL / np.maximum(1.0, np.minimum(n_errors, freedom)), 0.0, _OUTSIDE)
-    tails = _farthest(history, np.stack([share, common], axis=1))
-    far, near = tails[:, 0], tails[:, 1]
+    # Errors soon after a cut-off may have the heavier tail, and are what detection meets.
+    parts = [ratios, ratios[:, :, : max(1, round(_SOON / step))]]
+    common = []
+    for part in parts:
+        n = np.isfinite(part).sum(axis=(1, 2))
+        independent = np.minimum(n, freedom * n / np.maximum(1, n_errors))
+        common.append(np.clip(_FEWEST_IN_TAIL / np.maximum(1.0, independent), 0.0, _OUTSIDE))
+    tails = _farthest(history, np.stack([share, *common], axis=1))
+    far = tails[:, 0]
     if not known.any():
         return far
-    # Errors soon after a cut-off may have the heavier tail, and are what detection meets.
-    soon = ratios[:, :, : max(1, round(_SOON / step))]
-    reached = np.maximum(_reached(ratios, common), _reached(soon, common))
-    told = known & (near > 0)
-    return np.asarray(np.where(told, reached * far / np.where(told, near, 1.0), far))
+    beyond = np.zeros(len(far))
+    for part, how_common, value in zip(parts, common, tails[:, 1:].T, strict=True):
+        told = known & (value > 0)
+        beyond = np.maximum(beyond, np.where(told, _reached(part, how_common) / np.where(told, value, 1.0), 0.0))
+    return np.where(beyond > 0, far * beyond, far)
 
 
 def _reached(ratios: Floats, share: Floats) -> Floats:
@@ -391,8 +397,8 @@ def _without_rhythm(history: Floats, step: timedelta) -> Floats:
 def _farthest(history: Floats, shares: Floats) -> Floats:
     """How far out values of each share lie (float64[S, K]), by how far two in ten do.
 
-    How they stray from the median of five, or how they move from one to the next: whichever has the heavier tail. A
-    spike is seen by the first, by the second a step that stays.
+    How they stray from the median of five, or how they move from one to the next: whichever has the heavier tail
+    between the first two shares. A spike is seen by the first, by the second a step that stays.
     """
     if history.shape[1] < 5:
         return np.ones(shares.shape)
@@ -400,7 +406,7 @@ def _farthest(history: Floats, shares: Floats) -> Floats:
     with np.errstate(over="ignore", invalid="ignore"):
         strays = _tail_ratios(np.abs(planes[2] - sorted_planes(planes)[2]), shares)
         moves = _tail_ratios(np.abs(np.diff(history, axis=1)), shares)
-    heavier = strays[:, 0] * moves[:, -1] > moves[:, 0] * strays[:, -1]
+    heavier = strays[:, 0] * moves[:, 1] > moves[:, 0] * strays[:, 1]
     return np.where(heavier[:, None], strays, moves)
 
 
