@@ -91,7 +91,7 @@ def test_the_examples_name_the_schema_and_follow_it(file: Path) -> None:
     assert list(complaints(file_schema(), read(file.read_text()))) == []
 
 
-@pytest.mark.parametrize("page", ["missions.md", "checks.md"])
+@pytest.mark.parametrize("page", ["missions.md", "checks.md", "detection.md"])
 def test_yaml_in_the_docs_follows_the_schema(page: str) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
     assert blocks
@@ -128,6 +128,7 @@ def test_what_loads_follows_the_schema(text: str) -> None:
         ("name: A B\npromql: m", "name"),
         ("name: a\npromql: m\ndetect: {direction: up}", "direction"),
         ("name: a\npromql: m\nforecast: {level: 101}", "level"),
+        ("name: a\npromql: m\ndetect: {alerts_per_week: 0}", "alerts_per_week"),
         ("name: a\npromql: m\nforecast: {lookbak: 1d}", "has lookbak"),
         ("missions:\n- {name: a, promql: m}\nstep: 5m", "has step"),
     ],
