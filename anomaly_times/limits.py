@@ -141,7 +141,7 @@ def fit_limits(
     for block in blocks_of_rows(n_series, history.shape[1]):
         width[block] = _width(_without_rhythm(history[block], step), ratios[block], share[block], freedom[block], step)
         move[block, 0], roughness = _roughness(history[block])
-        hours = _hourly_maxima(_average(roughness, step), np.isfinite(roughness), per_hour)
+        hours = _hours_of(roughness, step)
         allowed = _ROUGHNESS_SHARE * hourly[block]
         limit[2, block, 0] = _raised(_exceeded(hours, allowed, step), _grouped(hours, 24), allowed)
         limit[4, block, 0] = _longest_flat(history[block], step)
@@ -153,22 +153,24 @@ def fit_limits(
         ratios = ratios[:, :, : ahead * per_hour]
     for block in blocks_of_rows(n_series, n_errors) if n_errors else ():
         errors = ratios[block].reshape(len(ratios[block]), -1)
-        known = np.isfinite(errors)
-        hours = _hourly_maxima(np.abs(errors), known, per_hour)
+        hours = _hourly_maxima(np.abs(errors), np.isfinite(errors), per_hour)
         width[block] = _raised(width[block], _grouped(hours, ahead), _POINT_SHARE * hourly[block])
         with np.errstate(over="ignore", invalid="ignore"):
             drift = root(errors / width[block, None])
-        oddness = np.abs(drift)
-        usual[1, block, 0] = _mean(oddness)
+        usual[1, block, 0] = _mean(np.abs(drift))
+        segments = drift.reshape(len(drift), -1, ratios.shape[2])
+        # Errors soon after a cut-off are what detection meets; they are fewer than all.
+        soon = segments[:, :, : max(1, round(_SOON / step))].reshape(len(drift), -1)
         allowed = _SUSTAINED_SHARE * hourly[block]
-        hours = _hourly_maxima(_average(oddness, step), known, per_hour)
-        limit[1, block, 0] = _raised(_exceeded(hours, allowed, step), _grouped(hours, ahead), allowed)
+        oddness, of_soon = (_hours_of(np.abs(each), step) for each in (drift, soon))
+        found = np.maximum(_exceeded(oddness, allowed, step), _exceeded(of_soon, allowed, step, otherwise=0.0))
+        limit[1, block, 0] = _raised(found, _grouped(oddness, ahead), allowed)
         allowed = _DRIFT_SHARE * hourly[block]
-        hours = _hourly_maxima(np.abs(_average(drift, step, around=0.0)), known, per_hour)
         mixed = _in_any_order(drift, min(per_hour, ratios.shape[2]))
-        mixed_hours = _hourly_maxima(np.abs(_average(mixed, step, around=0.0)), np.isfinite(mixed), per_hour)
-        between = (_exceeded(hours, allowed, step) ** 2 + _exceeded(mixed_hours, allowed, step) ** 2) / 2
-        limit[3, block, 0] = _raised(np.sqrt(between), _grouped(hours, ahead), allowed)
+        hours, of_mixed, of_soon = (_hours_of(each, step, around=0.0) for each in (drift, mixed, soon))
+        found = np.sqrt((_exceeded(hours, allowed, step) ** 2 + _exceeded(of_mixed, allowed, step) ** 2) / 2)
+        found = np.maximum(found, _exceeded(of_soon, allowed, step, otherwise=0.0))
+        limit[3, block, 0] = _raised(found, _grouped(hours, ahead), allowed)
     enough = np.isfinite(ratios).sum(axis=(1, 2)) >= _ENOUGH
     limit[1::2, ~enough] = np.inf
     usual[1, ~enough] = 0.5
@@ -218,6 +220,12 @@ def _roughness(history: Floats) -> tuple[Floats, Floats]:
     return unit, rough(moves, unit[:, None])
 
 
+def _hours_of(x: Floats, step: timedelta, around: float | None = None) -> Floats:
+    """The largest size in each hour of the moving average of a past (float64[S, T]): float64[S, hours]."""
+    average = np.abs(_average(x, step, around=around))
+    return _hourly_maxima(average, np.isfinite(x), max(1, round(timedelta(hours=1) / step)))
+
+
 def _hourly_maxima(average: Floats, known: Bools, per_hour: int) -> Floats:
     """The largest value of each hour (float64[S, hours]), NaN where less than half of the hour is known."""
     n_hours = average.shape[1] // per_hour
@@ -232,17 +240,17 @@ def _grouped(hours: Floats, n: int) -> Floats:
     return hours[:, hours.shape[1] - groups * n :].reshape(len(hours), groups, n)
 
 
-def _exceeded(hours: Floats, share: Floats, step: timedelta) -> Floats:
+def _exceeded(hours: Floats, share: Floats, step: timedelta, *, otherwise: float = np.inf) -> Floats:
     """What so small a share (float64[S]) of hourly maxima exceeds: float64[S].
 
     From the mean, variance and skewness of their squares, as of a gamma distribution (Wilson & Hilferty, PNAS 17,
     1931), where the normal quantile is replaced by Student's: squares, for those of a normal variable are gamma
-    distributed. Infinite where there are fewer than a dozen hours.
+    distributed. `otherwise` where there are fewer than a dozen hours.
     """
     n_hours = np.isfinite(hours).sum(axis=1)
     enough = n_hours >= _FEWEST_HOURS
     if not enough.any():
-        return np.full(len(hours), np.inf)
+        return np.full(len(hours), otherwise)
     rows = np.arange(len(hours))
     ordered = np.sort(hours, axis=1)
     last = hours.shape[1] - 1
@@ -258,7 +266,7 @@ def _exceeded(hours: Floats, share: Floats, step: timedelta) -> Floats:
     share = np.minimum(share, 0.5)
     far = _normal(share) * _student(share, _independent(stray, variance, step))
     limit = mean + deviation * 2 / skew * ((1 + skew * far / 6 - skew**2 / 36) ** 3 - 1)
-    return np.where(enough, np.sqrt(limit), np.inf)
+    return np.where(enough, np.sqrt(limit), otherwise)
 
 
 def _independent(stray: Floats, variance: Floats, step: timedelta) -> Floats:
@@ -348,7 +356,7 @@ def _width(history: Floats, ratios: Floats, share: Floats, freedom: Floats, step
     """
     n_errors = np.isfinite(ratios).sum(axis=(1, 2))
     known = n_errors >= _ENOUGH
-    # Errors soon after a cut-off may have the heavier tail, and are what detection meets.
+    # Errors soon after a cut-off may have the heavier tail.
     parts = [ratios, ratios[:, :, : max(1, round(_SOON / step))]]
     common = []
     for part in parts:

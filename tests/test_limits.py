@@ -107,4 +107,4 @@ def test_a_badly_known_past_gives_wider_limits() -> None:
     sure, unsure = (fit_limits(y, ratios, np.full(20, n), step=FIVE) for n in (2000.0, 20.0))
     assert np.median(unsure.width / sure.width) > 1.2
     few = fit_limits(y, ratios[:, :2], np.full(20, 2000.0), step=FIVE)
-    assert np.median(few.limit[DRIFT] / sure.limit[DRIFT]) > 1.1
+    assert np.median(few.limit[DRIFT] / sure.limit[DRIFT]) > 1.0
