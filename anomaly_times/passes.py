@@ -416,8 +416,7 @@ def _aligned(written: Sequence[Labels], grid: Grid, forecast: Forecast | None) -
     bands = np.full((3, n_series, grid.n), np.nan)
     if forecast is None:
         return bands, None
-    rows = {row: i for i, row in enumerate(forecast.labels)}
-    position = np.array([rows.get(row, -1) for row in written], dtype=np.intp)
+    position = _positions(written, forecast.labels)
     known = position >= 0
     first = grid.index(forecast.grid.start)
     columns = np.arange(max(0, first), min(grid.n, first + forecast.grid.n))
@@ -442,8 +441,8 @@ def _first_unscored(grid: Grid, written: Sequence[Labels], scored: Panel | None)
     """The column from which each series is to be scored: the one past its newest stored score."""
     if scored is None:
         return np.zeros(len(written), dtype=np.intp)
-    newest = dict(zip(scored.labels, _newest(scored.y) - scored.grid.index(grid.start), strict=True))
-    return np.array([max(0, newest.get(row, -1) + 1) for row in written], dtype=np.intp)
+    newest = np.append(_newest(scored.y) - scored.grid.index(grid.start), -1)
+    return np.asarray(np.maximum(0, newest[_positions(written, scored.labels)] + 1))
 
 
 def _kept_before(written: Sequence[Labels], grid: Grid, kept: Evidence | None, ignored: tuple[str, ...]) -> Evidence:
@@ -458,8 +457,7 @@ def _kept_before(written: Sequence[Labels], grid: Grid, kept: Evidence | None, i
     )
     if kept is None:
         return out
-    rows = {row: i for i, row in enumerate(_keys(kept.labels, ignored))}
-    position = np.array([rows.get(row, -1) for row in written], dtype=np.intp)
+    position = _positions(written, _keys(kept.labels, ignored))
     known = position >= 0
     first = wide.index(kept.grid.start)
     columns = np.arange(max(0, first), min(wide.n, first + kept.grid.n))
@@ -513,6 +511,15 @@ def _keys(written: tuple[Labels, ...], ignored: tuple[str, ...]) -> tuple[Labels
     return tuple(row.without(ignored) for row in written) if ignored else written
 
 
+def _positions(written: Sequence[Labels], among: Sequence[Labels]) -> npt.NDArray[np.intp]:
+    """Where each label set stands in `among`: int[S], −1 for one that is not there."""
+    # Most times they are the same, which is told far sooner than each is looked up.
+    if tuple(written) == tuple(among):
+        return np.arange(len(written))
+    rows = {row: i for i, row in enumerate(among)}
+    return np.array([rows.get(row, -1) for row in written], dtype=np.intp)
+
+
 def _with_vanished(
     mission: Mission, panel: Panel, last: Floats, written: tuple[Labels, ...], forecast: Forecast
 ) -> tuple[Panel, Floats]:
@@ -534,8 +541,7 @@ def _detect_warnings(written: Sequence[Labels], forecast: Forecast | None) -> tu
         return ("no forecast is stored for these times: a forecast run comes first",)
     if not written:
         return ("the query matches nothing now: its series are gone",)
-    expected = set(forecast.labels)
-    unknown = sum(row not in expected for row in written)
+    unknown = int((_positions(written, forecast.labels) < 0).sum())
     return (f"{unknown} of {len(written)} series have no forecast yet",) if unknown else ()
 
 
