@@ -181,4 +181,5 @@ def test_a_plain_prometheus_gets_no_future_and_the_table_says_where_it_waits(
     assert "▁" in old.stdout or "█" in old.stdout
     assert "out_of_order_time_window" in old.stderr
     names = {str(row["metric"]["__name__"]) for row in _query(server, '{mission="m"}', end)}  # type: ignore[index]
-    assert names == {"anomaly_pred", "anomaly_lower", "anomaly_upper", "anomaly_score"}
+    forecast = {"anomaly_pred", "anomaly_lower", "anomaly_upper"}
+    assert names == forecast | {"anomaly_score", "anomaly_reason", "anomaly_evidence"}
