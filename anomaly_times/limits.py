@@ -266,7 +266,7 @@ def _exceeded(hours: Floats, share: Floats, step: timedelta, *, otherwise: float
     share = np.minimum(share, 0.5)
     far = _normal(share) * _student(share, _independent(stray, variance, step))
     limit = mean + deviation * 2 / skew * ((1 + skew * far / 6 - skew**2 / 36) ** 3 - 1)
-    return np.where(enough, np.sqrt(limit), otherwise)
+    return np.where(enough, np.sqrt(np.maximum(0.0, limit)), otherwise)
 
 
 def _independent(stray: Floats, variance: Floats, step: timedelta) -> Floats:

@@ -108,3 +108,10 @@ def test_a_badly_known_past_gives_wider_limits() -> None:
     assert np.median(unsure.width / sure.width) > 1.2
     few = fit_limits(y, ratios[:, :2], np.full(20, 2000.0), step=FIVE)
     assert np.median(few.limit[DRIFT] / sure.limit[DRIFT]) > 1.0
+
+
+def test_a_budget_beyond_all_measure_gives_finite_limits_of_spiky_data() -> None:
+    y = with_spikes(0.01 * noise(5, N_POINTS, seed=12), list(range(50, N_POINTS, 400)), 1000.0)
+    limits = fitted(y, budget=1e9)
+    assert np.isfinite(limits.width).all()
+    assert (limits.limit > limits.usual).all()
