@@ -37,6 +37,8 @@ __all__ = [
     "Direction",
     "Exclusion",
     "Forecasting",
+    "Gate",
+    "Incident",
     "Missing",
     "Mission",
     "ModelSpec",
@@ -237,6 +239,33 @@ class Alert(_Spec):
     labels: dict[str, str] = Field(default_factory=dict, description="labels of the alert, e.g. severity")
 
 
+class Incident(_Spec):
+    """Something that went wrong: both ends inclusive, UTC where no zone is given."""
+
+    name: str = Field(default="", description="what it is called")
+    start: datetime = Field(description="when it began")
+    end: datetime = Field(description="when it was over")
+    match: str = Field(default="", description='the series that it concerns, like `{service="checkout"}`; all if empty')
+
+    @field_validator("start", "end")
+    @classmethod
+    def _zoned(cls, value: datetime) -> datetime:
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if self.end < self.start:
+            raise ValueError("must not end before it begins")
+        return self
+
+
+class Gate(_Spec):
+    """What `at backtest --check` asks for."""
+
+    max_alerts_per_week: NonNegative | None = Field(default=None, description="so many alerts a week at most")
+    must_detect: tuple[str, ...] = Field(default=(), description="names of incidents that must be found")
+
+
 class Silence(_Spec):
     """A check that is known and accepted here, and why."""
 
@@ -278,6 +307,10 @@ class Mission(_Spec):
     forecast: Forecasting = Field(default=Forecasting(), description=Forecasting.__doc__)
     detect: Detect = Field(default=Detect(), description=Detect.__doc__)
     alert: Alert = Field(default=Alert(), description=Alert.__doc__)
+    incidents: tuple[Incident, ...] = Field(
+        default=(), description="what went wrong in the past; `at backtest` tells which of it would have been found"
+    )
+    backtest: Gate = Field(default=Gate(), description=Gate.__doc__)
     isolated: bool = Field(default=False, description="a schedule of its own, instead of a place in a pack")
     silence: tuple[Silence, ...] = Field(default=(), description="checks that are accepted here")
 

@@ -99,7 +99,7 @@ _MEANINGS: Mapping[str, str] = {
     **dict.fromkeys(("detect.direction", "detect.min_deviation", "detect.min_relative_deviation"), GATES),
     **dict.fromkeys(("detect.missing", "detect.out_of_range_score"), GATES),
     **dict.fromkeys(("forecast.every", "forecast.cron", "detect.every", "detect.cron", "isolated"), SCHEDULE),
-    **dict.fromkeys(("description", "silence"), NOTE),
+    **dict.fromkeys(("description", "silence", "incidents", "backtest"), NOTE),
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from anomaly_times.loading import MAX_EACH
-from anomaly_times.mission import Alert, Detect, Exclusion, Forecasting, Mission, Silence
+from anomaly_times.mission import Alert, Detect, Exclusion, Forecasting, Gate, Incident, Mission, Silence
 
 __all__ = ["file_schema", "reference"]
 
@@ -33,6 +33,8 @@ _TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("forecast.exclude[]", Exclusion),
     ("detect", Detect),
     ("alert", Alert),
+    ("incidents[]", Incident),
+    ("backtest", Gate),
     ("silence[]", Silence),
 )
 

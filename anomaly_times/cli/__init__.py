@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+from anomaly_times.cli.backtest import backtest
 from anomaly_times.cli.demo import demo
 from anomaly_times.cli.deploy import deploy
 from anomaly_times.cli.detect import detect
@@ -153,7 +154,7 @@ def _root(
     pass
 
 
-for _command in (forecast, detect, run, status, up, deploy, doctor, demo):
+for _command in (forecast, detect, backtest, run, status, up, deploy, doctor, demo):
     app.command(cls=GroupedHelp)(_command)
 app.add_typer(mission_app)
 app.add_typer(models_app)

@@ -35,6 +35,7 @@ __all__ = [
     "errors_of",
     "missions_from_files",
     "open_source",
+    "option",
     "output_format",
     "parse_since",
     "parse_time",
@@ -48,12 +49,13 @@ __all__ = [
 DEFAULT_FILES = Path("missions")
 NO_FILES = "name FILES, or write a first one: `at mission init`"
 _CLOCKS_DIFFER = timedelta(minutes=1)
-MISSIONS, QUERY, TIME, MODEL, GATES, OUTPUT = (
+MISSIONS, QUERY, TIME, MODEL, GATES, INCIDENTS, OUTPUT = (
     "Missions",
     "Query",
     "Time",
     "Model and bounds",
     "What counts as anomalous",
+    "Incidents",
     "Output",
 )
 
@@ -74,6 +76,14 @@ class Report(StrEnum):
     JSON = "json"
 
 
+class SectionsForm(StrEnum):
+    """How a report of several tables is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    MARKDOWN = "markdown"
+
+
 class GroupedHelp(TyperCommand):
     """A command whose help lists its options in groups (Typer groups them only in Rich's help)."""
 
@@ -92,7 +102,8 @@ class GroupedHelp(TyperCommand):
                 formatter.write_dl(records)
 
 
-def _option(help: str, panel: str, *names: str, metavar: str | None = None) -> Any:  # noqa: A002 - Typer's word
+def option(help: str, panel: str, *names: str, metavar: str | None = None) -> Any:  # noqa: A002 - Typer's word
+    """An option of a command, in a group of its help."""
     return typer.Option(*names, help=help, rich_help_panel=panel, metavar=metavar, show_default=False)
 
 
@@ -120,15 +131,15 @@ Jobs = Annotated[
 ]
 PromQL = Annotated[
     str | None,
-    _option("One query to forecast and watch, instead of FILES.", QUERY, "--promql", "-q", metavar="QUERY"),
+    option("One query to forecast and watch, instead of FILES.", QUERY, "--promql", "-q", metavar="QUERY"),
 ]
-SourceName = Annotated[str, _option("A source from the settings.", QUERY, "--source", metavar="NAME")]
+SourceName = Annotated[str, option("A source from the settings.", QUERY, "--source", metavar="NAME")]
 Url = Annotated[
-    str, _option("A server, or a folder of Parquet or CSV files, instead of --source.", QUERY, "--url", metavar="URL")
+    str, option("A server, or a folder of Parquet or CSV files, instead of --source.", QUERY, "--url", metavar="URL")
 ]
 Name = Annotated[
     str | None,
-    _option(
+    option(
         "Mission name: the label `mission` of results. Derived from the query by default.",
         QUERY,
         "--name",
@@ -137,7 +148,7 @@ Name = Annotated[
 ]
 At = Annotated[
     str,
-    _option(
+    option(
         "Work as if it were this time: ISO 8601 (UTC unless it says otherwise), `now`, or `-2h`.",
         TIME,
         "--at",
@@ -146,39 +157,39 @@ At = Annotated[
 ]
 Last = Annotated[
     str | None,
-    _option(
+    option(
         "Score this much, scored or not [what is not scored yet, an hour at most].", TIME, "--last", metavar="DURATION"
     ),
 ]
-Step = Annotated[str | None, _option("Time between two points [1m].", TIME, "--step", metavar="DURATION")]
-Lookback = Annotated[str | None, _option("History to learn from [14d].", TIME, "--lookback", metavar="DURATION")]
-Horizon = Annotated[str | None, _option("How far to forecast [twice --every].", TIME, "--horizon", metavar="DURATION")]
-Every = Annotated[str | None, _option("How often a forecast is made [1h].", TIME, "--every", metavar="DURATION")]
+Step = Annotated[str | None, option("Time between two points [1m].", TIME, "--step", metavar="DURATION")]
+Lookback = Annotated[str | None, option("History to learn from [14d].", TIME, "--lookback", metavar="DURATION")]
+Horizon = Annotated[str | None, option("How far to forecast [twice --every].", TIME, "--horizon", metavar="DURATION")]
+Every = Annotated[str | None, option("How often a forecast is made [1h].", TIME, "--every", metavar="DURATION")]
 Timezone = Annotated[
-    str | None, _option("Time zone of days and weeks, e.g. Europe/Berlin [UTC].", TIME, "--timezone", metavar="ZONE")
+    str | None, option("Time zone of days and weeks, e.g. Europe/Berlin [UTC].", TIME, "--timezone", metavar="ZONE")
 ]
-Model = Annotated[str | None, _option("Model, see `at models` [auto].", MODEL, "--model", metavar="NAME")]
+Model = Annotated[str | None, option("Model, see `at models` [auto].", MODEL, "--model", metavar="NAME")]
 ModelParam = Annotated[
     list[str] | None,
-    _option("A parameter of the model; can be repeated.", MODEL, "--model-param", metavar="KEY=VALUE"),
+    option("A parameter of the model; can be repeated.", MODEL, "--model-param", metavar="KEY=VALUE"),
 ]
 Season = Annotated[
     str | None,
-    _option("Seasonal periods: `auto`, `none`, or like 1d,1w [auto].", MODEL, "--season", metavar="PERIODS"),
+    option("Seasonal periods: `auto`, `none`, or like 1d,1w [auto].", MODEL, "--season", metavar="PERIODS"),
 ]
 AlertsPerWeek = Annotated[
     str | None,
-    _option(
+    option(
         "False alarms a series and week that normal data may raise [0.5].", MODEL, "--alerts-per-week", metavar="NUMBER"
     ),
 ]
 Level = Annotated[
     str | None,
-    _option("Instead of a budget: per cent of normal points inside the bounds.", MODEL, "--level", metavar="PERCENT"),
+    option("Instead of a budget: per cent of normal points inside the bounds.", MODEL, "--level", metavar="PERCENT"),
 ]
 EvidenceOption = Annotated[
     str | None,
-    _option(
+    option(
         "all: points, and what lasts, roughens, drifts or stands still; point: points alone [all].",
         GATES,
         "--evidence",
@@ -187,15 +198,15 @@ EvidenceOption = Annotated[
 ]
 DirectionOption = Annotated[
     str | None,
-    _option("Which side counts: both, above or below [both].", GATES, "--direction", metavar="SIDE"),
+    option("Which side counts: both, above or below [both].", GATES, "--direction", metavar="SIDE"),
 ]
 MinDeviation = Annotated[
     str | None,
-    _option("Smaller deviations score 0: a number, or BELOW,ABOVE.", GATES, "--min-deviation", metavar="NUMBER"),
+    option("Smaller deviations score 0: a number, or BELOW,ABOVE.", GATES, "--min-deviation", metavar="NUMBER"),
 ]
 MinRelativeDeviation = Annotated[
     str | None,
-    _option(
+    option(
         "The same as a share of the forecast: 20%, or BELOW,ABOVE.",
         GATES,
         "--min-relative-deviation",
@@ -204,30 +215,34 @@ MinRelativeDeviation = Annotated[
 ]
 ValidRange = Annotated[
     str | None,
-    _option(
+    option(
         "Values that can be: 0:100, or open like 0: (others are anomalous).", GATES, "--valid-range", metavar="RANGE"
     ),
 ]
 MissingOption = Annotated[
     str | None,
-    _option(
+    option(
         "An expected point that is not there: ignore, zero, or anomaly [ignore].", GATES, "--missing", metavar="MEANING"
     ),
 ]
-DryRun = Annotated[bool, _option("Read and compute, write nothing.", OUTPUT, "--dry-run")]
+AlertFor = Annotated[
+    str | None,
+    option("How long a score is over 1 before anybody is told [5m].", GATES, "--alert-for", metavar="DURATION"),
+]
+DryRun = Annotated[bool, option("Read and compute, write nothing.", OUTPUT, "--dry-run")]
 OutputOption = Annotated[
     Output | None,
-    _option("table, json, csv or parquet [table, or as --out ends].", OUTPUT, "--output", "-o", metavar="FORMAT"),
+    option("table, json, csv or parquet [table, or as --out ends].", OUTPUT, "--output", "-o", metavar="FORMAT"),
 ]
-Out = Annotated[Path | None, _option("Print into this file instead.", OUTPUT, "--out", metavar="FILE")]
-Plot = Annotated[Path | None, _option("Draw the series into this HTML page.", OUTPUT, "--plot", metavar="FILE")]
+Out = Annotated[Path | None, option("Print into this file instead.", OUTPUT, "--out", metavar="FILE")]
+Plot = Annotated[Path | None, option("Draw the series into this HTML page.", OUTPUT, "--plot", metavar="FILE")]
 Top = Annotated[
     int,
     typer.Option(
         "--top", help="Rows of the table, and charts of the page; 0: all.", rich_help_panel=OUTPUT, min=0, metavar="N"
     ),
 ]
-ReportOption = Annotated[Report, _option("table or json [table].", OUTPUT, "--output", "-o", metavar="FORMAT")]
+ReportOption = Annotated[Report, option("table or json [table].", OUTPUT, "--output", "-o", metavar="FORMAT")]
 
 # Where in a mission each option lands; a validation error is led back the same way.
 _FIELDS: dict[str, tuple[str, ...]] = {
@@ -248,7 +263,10 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "min_relative_deviation": ("detect", "min_relative_deviation"),
     "valid_range": ("detect", "valid_range"),
     "missing": ("detect", "missing"),
+    "alert_for": ("alert", "for"),
 }
+COMPARED = {name: path for name, path in _FIELDS.items() if name not in ("name", "promql", "step", "timezone")}
+"""What `at backtest --compare` tries other values of, and where that lands in a mission."""
 
 
 @dataclass(frozen=True)
@@ -313,7 +331,7 @@ def query_from_options(params: Mapping[str, Any]) -> Query:
     try:
         mission = Mission.model_validate(spec)
     except ValidationError as exc:
-        raise UsageError(_by_option(exc), hint=_hint(str(exc), given)) from None
+        raise UsageError(_byoption(exc), hint=_hint(str(exc), given)) from None
     return Query(mission, source, parse_time(params["at"], now=utc_now()), settings)
 
 
@@ -321,15 +339,19 @@ def query_from_options(params: Mapping[str, Any]) -> Query:
 _BESIDE_FILES = frozenset({"files", "jobs", "source", "url", "at", "last", "dry_run", "output", "out"})
 
 
-def require_file_options(ctx: typer.Context) -> None:
+def require_file_options(ctx: typer.Context, *beside: str) -> None:
     """Refuse what says nothing, or contradicts, where missions come from files.
+
+    Args:
+        ctx: of the command.
+        beside: parameters of this command that go with files, besides the usual ones.
 
     Raises:
         UsageError: naming the option.
     """
     if ctx.params["promql"] is not None:
         raise UsageError("FILES and --promql say two things", hint="give one of them")
-    for name in sorted(set(ctx.params) - _BESIDE_FILES):
+    for name in sorted(set(ctx.params) - _BESIDE_FILES - set(beside)):
         if _given(ctx, name):
             raise UsageError(
                 f"--{name.replace('_', '-')} does not go with mission files",
@@ -612,7 +634,7 @@ def _hint(problem: str, given: Mapping[str, str]) -> str:
     return "`--help` shows what each option takes"
 
 
-def _by_option(exc: ValidationError) -> str:
+def _byoption(exc: ValidationError) -> str:
     """One line a problem, each under the option that it stems from."""
     lines: dict[str, None] = {}
     for error in exc.errors(include_input=False, include_url=False, include_context=False):

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.theme import Theme
 
-from anomaly_times.cli.options import Output, Report
+from anomaly_times.cli.options import Output, Report, SectionsForm
 from anomaly_times.cli.views import SPARK_WIDTH, Cell, View, shared_labels
 from anomaly_times.errors import UsageError, installing
 from anomaly_times.outputs import render_page
@@ -41,6 +41,8 @@ __all__ = [
     "Advance",
     "Cell",
     "Lines",
+    "Section",
+    "Sections",
     "log",
     "note",
     "progress",
@@ -52,6 +54,7 @@ __all__ = [
     "show_findings",
     "show_models",
     "show_report",
+    "show_sections",
     "stderr",
     "stdout",
     "working",
@@ -236,6 +239,85 @@ def show_report(report: Lines, form: Output, *, out: Path | None = None) -> None
     _tell_beside(report.summary() if out is not None else [], out)
     for line in report.notes():
         note(line)
+
+
+class Sections(Protocol):
+    """A result of several tables, with a line or two of text between them."""
+
+    def sections(self) -> list[Section]:
+        """What is printed, in order."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What a reader should know besides."""
+        ...
+
+    def document(self) -> dict[str, Any]:
+        """The whole result for JSON."""
+        ...
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, lines of text, and a table where there are rows; columns as in `Lines`."""
+
+    title: str
+    lines: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[Cell, ...], ...] = ()
+
+
+def show_sections(result: Sections, form: SectionsForm, *, out: Path | None = None) -> None:
+    """Print sections to stdout or into `out`, as tables, Markdown or JSON; notes go to stderr, or under the Markdown.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    text = io.StringIO()
+    if form is SectionsForm.JSON:
+        text.write(json.dumps(result.document(), allow_nan=False, ensure_ascii=False) + "\n")
+    elif form is SectionsForm.MARKDOWN:
+        notes = Section("Notes", tuple(f"- {_escaped(line)}" for line in result.notes()))
+        text.write("\n".join(_markdown(each) for each in (*result.sections(), notes) if each.lines or each.rows))
+    else:
+        console = stdout() if out is None else stdout(text)
+        for i, each in enumerate(result.sections()):
+            if i:
+                console.print()
+            console.print(Text(_clean(each.title), style="bold"), soft_wrap=True)
+            for line in each.lines:
+                console.print(Text(_clean(line)), soft_wrap=True)
+            if each.rows:
+                _print_table(console, each.columns, each.rows)
+    if out is not None:
+        _write(out, text.getvalue().encode())
+    else:
+        sys.stdout.write(text.getvalue())
+    _tell_beside([], out)
+    if form is not SectionsForm.MARKDOWN:
+        for line in result.notes():
+            note(line)
+
+
+def _markdown(section: Section) -> str:
+    """A section as Markdown that every renderer of tables takes."""
+    parts = [f"### {_escaped(section.title)}\n"]
+    if section.lines:
+        # Lists stay one list, other lines stay lines.
+        listed = section.lines[0].startswith("- ")
+        parts.append("\n".join(section.lines if listed else [_escaped(line) + "  " for line in section.lines]) + "\n")
+    if section.rows:
+        rows = [[_escaped(_text(cell).plain) for cell in row] for row in section.rows]
+        rule = ["---:" if column.startswith(">") else "---" for column in section.columns]
+        heads = [_escaped(_heading(column)) for column in section.columns]
+        parts += ["| " + " | ".join(cells) + " |" for cells in (heads, rule, *rows)]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _escaped(text: str) -> str:
+    """`text` as it is in Markdown, also inside of a table: labels come from outside."""
+    return re.sub(r"([\\`*_<>|\[\]#])", r"\\\1", _clean(text))
 
 
 def _print_view(console: Console, view: View, top: int) -> None:

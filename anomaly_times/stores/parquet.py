@@ -53,7 +53,7 @@ from anomaly_times.stores.state import (
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["RESULTS", "FolderStore"]
+__all__ = ["RESULTS", "FolderStore", "Selector"]
 
 RESULTS = "anomaly-times"
 """The folder for results, beside the metrics."""
@@ -95,7 +95,7 @@ class FolderStore:
             StoreDataError: a file that cannot be understood; names it, and the line where there is one.
             StoreError: there is no such folder, or no file in it.
         """
-        wanted = _Selector(promql)
+        wanted = Selector(promql)
         files = self._load()
         # Every label set is in one of them only, so the matching series are as many as these.
         found = [(row, file, i) for file in files for i, row in wanted.matching(file.labels)]
@@ -269,7 +269,7 @@ class FolderStore:
 
     def _nothing(self, promql: str, files: Sequence[MetricFile]) -> NoSeriesError:
         metrics = sorted({row.get("__name__") for file in files for row in file.labels})
-        name = _Selector(promql).name
+        name = Selector(promql).name
         if name in metrics:
             some = next(row for file in files for row in file.labels if row.get("__name__") == name)
             return NoSeriesError(
@@ -294,8 +294,12 @@ class FolderStore:
         )
 
 
-class _Selector:
-    """A PromQL selector: `name` is its metric name, or empty where it does not spell one."""
+class Selector:
+    """A PromQL selector: `name` is its metric name, or empty where it does not spell one.
+
+    Raises:
+        QueryError: anything else.
+    """
 
     def __init__(self, promql: str) -> None:
         query = parse_query(promql)

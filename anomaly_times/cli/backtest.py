@@ -1,0 +1,189 @@
+"""`at backtest`: what missions would have done over a stretch of the past."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anomaly_times.cli import options as opt
+from anomaly_times.errors import MissionError, UsageError
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from anomaly_times.backtest import Variant
+    from anomaly_times.mission import Mission
+    from anomaly_times.stores import Store
+
+__all__ = ["backtest", "parse_variants"]
+
+Last = Annotated[str | None, opt.option("Replay so long before --at [28d].", opt.TIME, "--last", metavar="DURATION")]
+From = Annotated[str | None, opt.option("Replay from this time on.", opt.TIME, "--from", metavar="TIME")]
+To = Annotated[str | None, opt.option("Replay up to this time [--at].", opt.TIME, "--to", metavar="TIME")]
+Incidents = Annotated[
+    Path | None,
+    opt.option("What went wrong then: YAML, JSON or CSV.", opt.INCIDENTS, "--incidents", metavar="FILE"),
+]
+Check = Annotated[
+    bool, opt.option("End with 3 unless each mission gets what its `backtest:` asks for.", opt.INCIDENTS, "--check")
+]
+Compare = Annotated[
+    list[str] | None,
+    opt.option(
+        "Alternatives on the same values, and two rules by hand: model=profile,lgbm or level=99; can be repeated.",
+        opt.MODEL,
+        "--compare",
+        metavar="OPTION=VALUES",
+    ),
+]
+Processes = Annotated[int | None, opt.option("Processes [processors].", opt.MISSIONS, "--jobs", "-j", metavar="N")]
+Form = Annotated[
+    opt.SectionsForm | None,
+    opt.option("table, json or markdown [table, or as --out ends].", opt.OUTPUT, "--output", "-o", metavar="FORMAT"),
+]
+
+
+def backtest(
+    ctx: typer.Context,
+    files: opt.Files = None,
+    promql: opt.PromQL = None,
+    source: opt.SourceName = "",
+    url: opt.Url = "",
+    name: opt.Name = None,
+    at: opt.At = "now",
+    last: Last = None,
+    start: From = None,
+    end: To = None,
+    step: opt.Step = None,
+    lookback: opt.Lookback = None,
+    horizon: opt.Horizon = None,
+    every: opt.Every = None,
+    timezone: opt.Timezone = None,
+    model: opt.Model = None,
+    model_param: opt.ModelParam = None,
+    season: opt.Season = None,
+    alerts_per_week: opt.AlertsPerWeek = None,
+    level: opt.Level = None,
+    compare: Compare = None,
+    evidence: opt.EvidenceOption = None,
+    direction: opt.DirectionOption = None,
+    min_deviation: opt.MinDeviation = None,
+    min_relative_deviation: opt.MinRelativeDeviation = None,
+    valid_range: opt.ValidRange = None,
+    missing: opt.MissingOption = None,
+    alert_for: opt.AlertFor = None,
+    incidents: Incidents = None,
+    check: Check = False,
+    output: Form = None,
+    out: opt.Out = None,
+    top: opt.Top = 20,
+    jobs: Processes = None,
+) -> None:
+    """Tell what missions would have alerted about in the past.
+
+    Missions, or one query, are replayed: forecasts and scores at their cadences, each from what was known then. Nothing
+    is written. Without FILES and --promql it is the missions of missions/.
+
+    Examples: at backtest missions/ --last 28d --incidents incidents.yaml
+
+    at backtest --url http://localhost:8428 --promql 'sum by (job) (rate(http_requests_total[5m]))' --compare level=99
+    """
+    from contextlib import ExitStack
+
+    from anomaly_times.backtest import prepare, run
+    from anomaly_times.backtest.incidents import read_incidents
+    from anomaly_times.cli import render
+    from anomaly_times.cli.backtest_views import BacktestView
+
+    now = opt.utc_now()
+    form = _form(output, out)
+    window = opt.parse_window(last, "--last")
+    until = opt.parse_time(end, now=now, option="--to") if end is not None else opt.parse_time(at, now=now)
+    since = opt.parse_time(start, now=now, option="--from") if start is not None else None
+    if since is not None and (window is not None or since >= until):
+        text = "--from and --last say two things" if window is not None else "--from must lie before --to"
+        raise UsageError(text, hint="give --last 28d, or --from and --to")
+    variants = parse_variants(compare or ())
+    labelled = read_incidents(incidents) if incidents is not None else []
+    with ExitStack() as opened:
+        missions, stores = _missions(ctx, files, opened)
+        with render.progress("reading", len(missions)) as advance, opt.threads(None) as mapper:
+            prepared = prepare(
+                missions,
+                stores,
+                now=now,
+                last=window,
+                start=since,
+                end=until,
+                incidents=labelled,
+                variants=variants,
+                mapper=mapper,
+                on_done=advance,
+            )
+    with render.progress("forecasting and scoring", prepared.forecasts) as advance:
+        result = run(prepared, workers=jobs, on_done=advance)
+    view = BacktestView(result, top)
+    if all(trial.error is not None for trial in result.trials):
+        [error, *_] = [trial.error for trial in result.trials if trial.error is not None]
+        raise error
+    render.show_sections(view, form, out=out)
+    if check and view.broken:
+        raise MissionError("\n".join(["the backtest is not what was asked for", *view.broken]))
+    if view.exit_code:
+        raise typer.Exit(view.exit_code)
+
+
+def _missions(
+    ctx: typer.Context, files: Sequence[Path] | None, opened: ExitStack
+) -> tuple[Sequence[Mission], Mapping[str, Store]]:
+    """What to replay, and the open stores of it, which `opened` closes."""
+    params = ctx.params
+    if files or params["promql"] is None:
+        opt.require_file_options(ctx, "start", "end", "incidents", "compare", "check", "top")
+        missions = opt.missions_from_files(files, hint="name FILES, or a query by --promql")
+        return missions, opened.enter_context(opt.MissionStores(params["source"], params["url"])).of(missions)
+    query = opt.query_from_options(params)
+    return [query.mission], query.stores(opened.enter_context(query.open()))
+
+
+def parse_variants(texts: Iterable[str]) -> list[Variant]:
+    """The alternatives that `--compare` names: each value of each option by itself, then the rules by hand.
+
+    Raises:
+        UsageError: what is no option of missions, or has no value.
+    """
+    from anomaly_times.backtest import Variant
+    from anomaly_times.backtest.yardsticks import YARDSTICKS
+
+    found: list[Variant] = []
+    for text in texts:
+        option, equals, values = text.partition("=")
+        path = opt.COMPARED.get(option.strip().replace("-", "_"))
+        named = [value.strip() for value in values.split(",") if value.strip()]
+        if path is None or not equals or not named:
+            known = ", ".join(name.replace("_", "-") for name in opt.COMPARED)
+            raise UsageError(
+                f"--compare: {text[:64]!r} names no alternatives", hint=f"write it like model=profile,lgbm; {known}"
+            )
+        found += [Variant(f"{option.strip()}={value}", {path: _value(value)}) for value in named]
+    return [*found, *(Variant(each.title, yardstick=each.name) for each in YARDSTICKS.values())] if found else []
+
+
+def _value(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _form(output: opt.SectionsForm | None, out: Path | None) -> opt.SectionsForm:
+    """How to print: as asked, else as the file ends."""
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise UsageError(f"{out} cannot be written: its folder does not exist, or it is one")
+    if output is not None or out is None:
+        return output or opt.SectionsForm.TABLE
+    endings = {".json": opt.SectionsForm.JSON, ".md": opt.SectionsForm.MARKDOWN}
+    return endings.get(out.suffix, opt.SectionsForm.TABLE)
