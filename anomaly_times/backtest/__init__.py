@@ -322,9 +322,9 @@ def _notes(replayed: Replayed, verdict: Verdict | None) -> tuple[str, ...]:
         shown = f"{format_duration(grid.start - begins)} before the window" if begins < grid.start else "inside of it"
         notes.append(f"the history begins {shown}: the first forecasts knew less than the lookback")
     if verdict is not None and verdict.outside:
-        notes.append(f"{verdict.outside:,} incidents lie outside of the window")
+        notes.append(f"outside of the window, and not counted: {verdict.outside:,} of the labelled incidents")
     if verdict is not None and verdict.unseen:
-        notes.append(f"{verdict.unseen:,} incidents concern no series of it")
+        notes.append(f"about no series here, and not counted: {verdict.unseen:,} of the labelled incidents")
     return tuple(notes)
 
 

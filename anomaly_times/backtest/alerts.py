@@ -33,8 +33,9 @@ Bools = npt.NDArray[np.bool_]
 class Episode:
     """One series that was over during an alert: from its first point to its last, and its highest score.
 
-    `at`, `value` and `yhat` are those of the highest score (NaN where there was no value), `reason` is one of
-    `evidence.REASONS`, and `direction` the side on which most of its points lay; empty for what has none.
+    `reason`, one of `evidence.REASONS`, is what that score is of. `at`, `value` and `yhat` are those of the point that
+    was farthest from its forecast (NaN where none had both), and `direction` is the side on which it lay; empty for
+    what has no side.
     """
 
     labels: Labels
@@ -49,7 +50,7 @@ class Episode:
 
     @property
     def deviation(self) -> float:
-        """How far the value was from the forecast where the score was highest."""
+        """How far it was from its forecast at the farthest."""
         return self.value - self.yhat
 
 
@@ -166,9 +167,11 @@ def _episodes(scores: Scores, over: Bools, rows: npt.NDArray[np.intp], part: sli
         points = part.start + np.flatnonzero(over[row, part])
         peak = int(points[scores.score[row, points].argmax()])
         reason = REASONS[int(scores.reason[row, peak])] if scores.reason is not None else ""
-        error = scores.y[row, points] - scores.yhat[row, points]
-        above = np.count_nonzero(error > 0) >= np.count_nonzero(error < 0)
-        first, last, at = (grid.start + int(i) * grid.step for i in (points[0], points[-1], peak))
+        error = np.nan_to_num(scores.y[row, points] - scores.yhat[row, points])
+        farthest = int(points[np.abs(error).argmax()])
+        value, yhat = float(scores.y[row, farthest]), float(scores.yhat[row, farthest])
+        first, last, at = (grid.start + int(i) * grid.step for i in (points[0], points[-1], farthest))
+        sideless = reason in _SIDELESS or value != value
         found.append(
             Episode(
                 scores.labels[row],
@@ -176,10 +179,10 @@ def _episodes(scores: Scores, over: Bools, rows: npt.NDArray[np.intp], part: sli
                 last,
                 float(scores.score[row, peak]),
                 at,
-                float(scores.y[row, peak]),
-                float(scores.yhat[row, peak]),
+                value,
+                yhat,
                 reason,
-                "" if reason in _SIDELESS else "above" if above else "below",
+                "" if sideless else "above" if value > yhat else "below",
             )
         )
     return tuple(sorted(found, key=lambda each: (-each.peak, each.labels)))

@@ -15,7 +15,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from anomaly_times.backtest.alerts import Alert
-from anomaly_times.durations import iso_utc
 from anomaly_times.errors import MissionError, QueryError, UsageError, in_our_words
 from anomaly_times.mission import Incident
 from anomaly_times.panel import Grid, Labels
@@ -38,8 +37,8 @@ class Labelled:
 
     @property
     def name(self) -> str:
-        """What it is called, by its time where it has no name."""
-        return self.incident.name or f"{self.incident.match} {iso_utc(self.incident.start)}".strip()
+        """What it is called, by its series where it has no name."""
+        return self.incident.name or self.incident.match or "incident"
 
     def concerns(self, labels: Sequence[Labels]) -> frozenset[Labels]:
         """Which of these series it is about.

@@ -374,7 +374,8 @@ class _State:
             self._gates[gate] = self._gates.get(gate, 0) + count
         if found.error is not None and not isinstance(found.error, NoSeriesError):
             self._errors.append(found.error)
-        if found.scores is not None:
+        # Where no series has a value there is nothing to keep, and nothing kept beside it.
+        if found.scores is not None and found.scores.labels:
             oldest = found.scores.grid.end - remembered(grid.step) * grid.step
             self._tail = [part for part in (*self._tail, found.scores) if part.grid.end > oldest]
             self._parts.append(replace(found.scores, evidence=None, incident=None))

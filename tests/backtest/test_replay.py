@@ -166,6 +166,19 @@ def test_what_cannot_be_forecast_at_first_is_told_and_the_rest_goes_on() -> None
     assert np.isnan(found.scores.score[0, :60]).all()
 
 
+def test_days_without_any_value_are_passed_over() -> None:
+    made = mission(forecast={"model": "seasonal_naive", "lookback": "2d"})
+    panel = rhythm(2, 100)
+    hole = slice(3 * 288 + 300, 3 * 288 + 900)
+    panel.y[:, hole] = np.nan
+    grid = Grid.covering(BEGIN + STEP, BEGIN + 100 * HOUR, STEP)
+    found = replayed(made, panel, grid)
+    assert found.scores is not None
+    np.testing.assert_array_equal(found.scores.score, pass_by_pass(made, panel, grid))
+    assert 24 < sum(found.failed.values()) < 28
+    assert np.isfinite(found.scores.score).sum() == 2 * (grid.n - 600) - found.unforecast
+
+
 def test_a_recording_answers_as_its_store_would_and_takes_nothing() -> None:
     panel = rhythm(3, 1)
     panel.y[2, -12:] = np.nan

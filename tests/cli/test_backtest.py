@@ -1,0 +1,161 @@
+"""`at backtest`: what is shown, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from anomaly_times.testing import MemoryStore
+from tests.cli.conftest import QUERY, Run
+
+WINDOW = ("--at", "2026-03-01T12:00:30Z", "--last", "2d")
+ARGS = (
+    "backtest",
+    "-q",
+    QUERY,
+    "--step",
+    "10m",
+    "--model",
+    "seasonal_naive",
+    "--alert-for",
+    "10m",
+    "--evidence",
+    "point",
+    "-j",
+    1,
+)
+MISSION = """
+name: web
+promql: requests
+step: 10m
+forecast: {model: seasonal_naive}
+detect: {evidence: point}
+alert: {for: 10m}
+incidents:
+- {name: jump, start: 2026-03-01 11:40, end: 2026-03-01 12:00, match: '{job="b"}'}
+- {name: calm, start: 2026-02-28 10:00, end: 2026-02-28 11:00}
+"""
+
+
+@pytest.fixture
+def missions(store: MemoryStore, tmp_path: Path) -> Path:
+    file = tmp_path / "web.yaml"
+    file.write_text(MISSION)
+    return file
+
+
+def test_a_query_is_replayed_and_nothing_written(at: Run, store: MemoryStore) -> None:
+    result = at(*ARGS, *WINDOW, "--name", "web")
+    assert result.exit_code == 0, result.stderr
+    assert "1 mission from 2026-02-27 12:10 to 2026-03-01 12:00 UTC" in result.stdout
+    assert "1 alert would have fired, 3.50 a week" in result.stdout
+    assert "2026-03-01 11:50" in result.stdout
+    assert "by hour of day, from 0: 0 0 0 0 0 0 0 0 0 0 0 1 0 0" in result.stdout
+    assert "Incidents" not in result.stdout
+    assert store._forecasts == {}
+    assert store._scores == {}
+
+
+def test_json_holds_all_of_it(at: Run, missions: Path) -> None:
+    result = at("backtest", missions, *WINDOW, "-j", 1, "--output", "json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert (document["schema"], document["kind"]) == (1, "backtest")
+    [mission] = document["missions"]
+    assert mission["start"] == "2026-02-27T12:10:00Z"
+    assert mission["alerts"]["count"] == 1
+    [alert] = mission["alerts"]["list"]
+    [series] = alert["series"]
+    assert series["labels"]["job"] == "b"
+    assert series["deviation"] == pytest.approx(60, abs=10)
+    assert mission["incidents"]["found"] == 1
+    assert mission["incidents"]["false_alarms"] == 0
+    assert [each["delay_seconds"] for each in mission["incidents"]["list"]] == [None, 600.0]
+    assert mission["accuracy"]["mase"] == pytest.approx(1, abs=0.1)
+    assert mission["cost"]["queries"] == 1464
+    assert document["alternatives"] == {}
+
+
+def test_markdown_says_the_same_and_ends_in_its_notes(at: Run, missions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.md"
+    missions.write_text(MISSION + "- {name: old, start: 2026-01-01, end: 2026-01-02}\n")
+    result = at("backtest", missions, *WINDOW, "-j", 1, "--compare", "level=80", "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+    text = out.read_text()
+    assert text.startswith("### 1 mission from 2026-02-27 12:10 to 2026-03-01 12:00 UTC\n")
+    assert "1 of 2 incidents found" in text
+    assert "| found | jump | 2026-03-01 11:40 | 2026-03-01 12:00 | 10m |" in text
+    assert "| level=80 |" in text
+    assert "| a plain threshold |" in text
+    assert "\x1b" not in text
+    assert text.endswith("### Notes\n\n- web: outside of the window, and not counted: 1 of the labelled incidents\n")
+
+
+def test_incidents_of_a_file_count_too(at: Run, missions: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("start,end,name,mission\n2026-02-28 00:00,2026-02-28 01:00,other,web\n")
+    result = at("backtest", missions, *WINDOW, "-j", 1, "--incidents", labels, "-o", "json")
+    names = [each["name"] for each in json.loads(result.stdout)["missions"][0]["incidents"]["list"]]
+    assert names == ["other", "calm", "jump"]
+
+
+def test_check_ends_with_three_where_a_mission_does_not_get_what_it_asks_for(at: Run, missions: Path) -> None:
+    kept = MISSION + "backtest: {max_alerts_per_week: 4, must_detect: [jump]}\n"
+    missions.write_text(kept)
+    assert at("backtest", missions, *WINDOW, "-j", 1, "--check").exit_code == 0
+    missions.write_text(kept.replace("[jump]", "[jump, calm]"))
+    result = at("backtest", missions, *WINDOW, "-j", 1, "--check")
+    assert result.exit_code == 3
+    assert "1 alert would have fired" in result.stdout
+    assert result.stderr.endswith("the backtest is not what was asked for\nweb: calm must be found, and is not\n")
+    assert at("backtest", missions, *WINDOW, "-j", 1).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--from", "2026-02-28", "--last", "2d"), "--from and --last say two things"),
+        (("--from", "2026-03-01", "--to", "2026-02-01"), "--from must lie before --to"),
+        (("--from", "2027-01-01"), "--from: '2027-01-01' has not come yet"),
+        (("--last", "soon"), "--last: 'soon' is not a duration"),
+        (("--compare", "colour=red"), "--compare: 'colour=red' names no alternatives"),
+        (("--compare", "model="), "--compare: 'model=' names no alternatives"),
+        (("--incidents", "none.yaml"), "none.yaml cannot be read: No such file or directory"),
+        (("--out", "no/where.md"), "no/where.md cannot be written"),
+    ],
+)
+def test_what_makes_no_sense_is_named_before_anything_is_read(
+    at: Run, store: MemoryStore, args: tuple[str, ...], message: str
+) -> None:
+    store.series.clear()
+    result = at(*ARGS, *args)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {message}")
+
+
+def test_a_query_option_does_not_go_with_files(at: Run, missions: Path) -> None:
+    result = at("backtest", missions, "--level", "99")
+    assert result.exit_code == 2
+    assert "--level does not go with mission files" in result.stderr
+
+
+def test_an_alternative_that_cannot_be_is_refused(at: Run, missions: Path) -> None:
+    result = at("backtest", missions, *WINDOW, "--compare", "level=400")
+    assert result.exit_code == 3
+    assert "mission web cannot be run with level=400" in result.stderr
+
+
+def test_an_unknown_model_is_told_beside_the_others(at: Run, missions: Path) -> None:
+    result = at("backtest", missions, *WINDOW, "-j", 1, "--compare", "model=oracle")
+    assert result.exit_code == 0, result.stderr
+    assert "oracle" in result.stdout.partition("Alternatives")[2]
+
+
+def test_where_all_missions_fail_the_first_error_is_the_end(at: Run, store: MemoryStore) -> None:
+    result = at("backtest", "-q", "gone", *WINDOW)
+    assert result.exit_code == 3
+    assert result.stdout == ""
+    assert "gone matches nothing in memory" in result.stderr
