@@ -230,7 +230,8 @@ def replay(
     *,
     workers: int | None = None,
     on_done: Callable[[int], None] = lambda _: None,
-    on_forecast: Callable[[Job, Forecast], None] = lambda _job, _made: None,
+    on_forecast: Callable[[Mission, Forecast], object] = lambda _mission, _made: None,
+    on_scores: Callable[[Mission, Scores], object] = lambda _mission, _found: None,
 ) -> list[Replayed]:
     """Forecast and score each job's mission over its grid; nothing is read and nothing written.
 
@@ -238,17 +239,17 @@ def replay(
         jobs: any number; they do not depend on each other.
         workers: processes; as many as there are processors by default, and none besides this one for 1.
         on_done: told how many forecasts were just made.
-        on_forecast: told each forecast, job by job in order of time.
+        on_forecast: told each forecast of a mission in order of time.
+        on_scores: told the scores of each stretch likewise, with all that is kept beside them, after the forecasts
+            that they were made of.
     """
-    states = [_State(job) for job in jobs]
+    states = [_State(job, on_forecast, on_scores) for job in jobs]
     pieces = [(i, k) for i, state in enumerate(states) for k in range(len(state.pieces))]
     workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(pieces)))
 
     def take(i: int, k: int, found: Sequence[ForecastResult], spent: float) -> None:
         on_done(len(found))
-        for result in states[i].take(k, found, spent):
-            if result.forecast is not None:
-                on_forecast(jobs[i], result.forecast)
+        states[i].take(k, found, spent)
 
     if workers == 1:
         for i, k in pieces:
@@ -296,8 +297,14 @@ def _forecast_piece(
 class _State:
     """A job in work: pieces of forecasts that come in any order, and stretches scored in order of time."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(
+        self,
+        job: Job,
+        on_forecast: Callable[[Mission, Forecast], object],
+        on_scores: Callable[[Mission, Scores], object],
+    ) -> None:
         self.job = job
+        self._on_forecast, self._on_scores = on_forecast, on_scores
         self.times = job.times()
         self.pieces = [slice(i, i + _PIECE) for i in range(0, len(self.times), _PIECE)]
         self._waiting: dict[int, Sequence[ForecastResult]] = {}
@@ -321,23 +328,21 @@ class _State:
         part = self.job.recording.part(start, mission.last_time(times[-1]))
         return mission, part, times, self.job.yardstick
 
-    def take(self, k: int, found: Sequence[ForecastResult], spent: float) -> list[ForecastResult]:
-        """Score what the forecasts of the `k`-th piece serve, once all before it are there; answers those."""
+    def take(self, k: int, found: Sequence[ForecastResult], spent: float) -> None:
+        """Score what the forecasts of the `k`-th piece serve, once all before it are there."""
         self._cpu += spent
         self._waiting[k] = found
-        taken: list[ForecastResult] = []
         while self._next in self._waiting:
             results = self._waiting.pop(self._next)
             self._next += 1
             self._score(results)
-            taken += results
-        return taken
 
     def _score(self, results: Sequence[ForecastResult]) -> None:
         for result in results:
             if result.forecast is not None:
                 self._made += 1
                 self._pending.append(result.forecast)
+                self._on_forecast(self.job.mission, result.forecast)
             for warning in result.warnings:
                 self._warnings[warning] = None
             if result.error is not None:
@@ -359,7 +364,7 @@ class _State:
         mission = self.job.mission
         serving = [each for each in self._pending if each.grid.start <= grid.end and each.grid.end >= grid.start]
         forecasts = {mission.name: freshest(serving, grid)} if serving else {}
-        kept = {mission.name: kept_of(mission, self._tail)} if self._tail else {}
+        kept = {mission.name: _kept_of(mission, self._tail)} if self._tail else {}
         [found] = detect_pass(
             [mission],
             {mission.source: self.job.recording},
@@ -377,6 +382,7 @@ class _State:
         # Where no series has a value there is nothing to keep, and nothing kept beside it.
         if found.scores is not None and found.scores.labels:
             oldest = found.scores.grid.end - remembered(grid.step) * grid.step
+            self._on_scores(mission, found.scores)
             self._tail = [part for part in (*self._tail, found.scores) if part.grid.end > oldest]
             self._parts.append(replace(found.scores, evidence=None, incident=None))
 
@@ -411,7 +417,7 @@ class _State:
         n = min(grid.n, max(1, mission.detect.period // grid.step))
         last = grid[grid.n - n :]
         forecasts = {mission.name: freshest(self._pending, last)} if self._pending else {}
-        kept = {mission.name: kept_of(mission, self._tail)} if self._tail else {}
+        kept = {mission.name: _kept_of(mission, self._tail)} if self._tail else {}
         began = time.process_time()
         for _ in range(_SOME_PASSES):
             detect_pass(
@@ -440,7 +446,7 @@ def _over(scores: Scores, grid: Grid) -> Scores:
     return Scores(scores.labels, grid, **wide)
 
 
-def kept_of(mission: Mission, parts: Sequence[Scores]) -> Evidence:
+def _kept_of(mission: Mission, parts: Sequence[Scores]) -> Evidence:
     """What was kept beside the newest of the scores of a mission, as `detect_pass` takes it.
 
     Args:
@@ -449,10 +455,7 @@ def kept_of(mission: Mission, parts: Sequence[Scores]) -> Evidence:
             `remembered(step)` points.
     """
     newest = Scores.joined(parts)
-    if newest.evidence is None or newest.incident is None:
-        raise ValueError("these scores came without what is kept beside them")
-    first = max(0, newest.grid.n - remembered(mission.step))
-    last = newest.columns(slice(first, None))
+    last = newest.columns(slice(max(0, newest.grid.n - remembered(mission.step)), None))
     if last.evidence is None or last.incident is None:
         raise ValueError("these scores came without what is kept beside them")
     return Evidence(mission.written_labels(last.labels), last.grid, last.evidence, last.incident)

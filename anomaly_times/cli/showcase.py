@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 
+from anomaly_times.backtest.replay import Job, Replayed, record, replay
 from anomaly_times.cli import options as opt
 from anomaly_times.cli import render
 from anomaly_times.cli.lively import candidates, pick_lively
-from anomaly_times.cli.replay import Replay, replay, replay_folder
 from anomaly_times.cli.views import stamp
 from anomaly_times.demo import Episode, Findings, Outcome, demo_missions, find_episodes, make_demo, match_incidents
 from anomaly_times.durations import EPOCH, format_duration
-from anomaly_times.errors import QueryError, UsageError
+from anomaly_times.errors import AnomalyTimesError, QueryError, UsageError
 from anomaly_times.mission import Mission
 from anomaly_times.outputs import GENERATOR, Chart, Row, Table, Window, render_page
-from anomaly_times.panel import Labels
+from anomaly_times.panel import Labels, Scores
 from anomaly_times.scoring import format_score
+from anomaly_times.settings import Source
+from anomaly_times.stores import Store
+from anomaly_times.stores.parquet import FolderStore
 
 __all__ = ["DEMO_FOLDER", "OWN_FOLDER", "own_metrics", "planted_incidents"]
 
@@ -40,7 +44,7 @@ def planted_incidents(
 ) -> Path:
     """Make the demo's metrics, run forecasts and detections over the last week as if live, and tell what was found.
 
-    Everything goes through the folder's store, as it would through a server's.
+    What they find is stored in the folder, as it would be in a server.
 
     Args:
         folder: made, or emptied if it is an earlier demo.
@@ -58,18 +62,64 @@ def planted_incidents(
     _make_room(folder)
     incidents = make_demo(folder, end=now)
     missions = demo_missions()
-    offset = max(mission.offset for mission in missions)
     last = now - (now - EPOCH) % HOUR
-    hours = int(lasts / HOUR)
-    times = [last - (hours - i) * HOUR + offset for i in range(hours)]
-    with render.progress("forecasting and scoring, hour by hour", hours * len(missions)) as advance:
-        found = replay_folder(missions, folder, times, every=HOUR, workers=workers, on_done=advance)
+    with FolderStore(Source(folder=folder)) as store:
+        complete = last + max(mission.offset for mission in missions)
+        jobs, errors = _jobs(missions, store, now=complete, lasts=lasts)
+        with render.progress("forecasting and scoring, hour by hour", sum(len(job.times()) for job in jobs)) as advance:
+            found = Found.of(
+                replay(
+                    jobs,
+                    workers=workers,
+                    on_done=advance,
+                    on_forecast=lambda mission, made: store.write_forecasts([(mission, made)]),
+                    on_scores=lambda mission, scores: store.write_scores([(mission, scores)]),
+                ),
+                errors,
+            )
     _stop_on_error(found)
-    findings = match_incidents(found.scores, [each for each in incidents if each.start >= times[0]])
+    findings = match_incidents(found.scores, [each for each in incidents if each.start >= last - lasts])
     report = folder / REPORT
     report.write_text(_planted_page(missions, found, findings), encoding="utf-8")
     _tell_planted(folder, missions, found, findings, now=last)
     return report
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a replay found: for each mission (by name) its scores, or why there are none.
+
+    `unforecast` counts the points of all missions that have no forecast, and so no score.
+    """
+
+    scores: Mapping[str, Scores]
+    errors: Mapping[str, AnomalyTimesError]
+    unforecast: int = 0
+
+    @classmethod
+    def of(cls, replayed: Sequence[Replayed], errors: Mapping[str, AnomalyTimesError]) -> Found:
+        """From what was replayed, and the errors of missions that could not be."""
+        named = [(each.job.mission.name, each) for each in replayed]
+        return cls(
+            {name: each.scores for name, each in named if each.scores is not None},
+            {**errors, **{name: each.error for name, each in named if each.error is not None}},
+            sum(each.unforecast for each in replayed),
+        )
+
+
+def _jobs(
+    missions: Sequence[Mission], store: Store, *, now: datetime, lasts: timedelta
+) -> tuple[list[Job], dict[str, AnomalyTimesError]]:
+    """The replay of each mission over what `lasts` so long before `now`, and why some cannot be."""
+    jobs: list[Job] = []
+    errors: dict[str, AnomalyTimesError] = {}
+    for mission in missions:
+        grid = mission.detect_grid(now, lasts)
+        try:
+            jobs.append(Job(mission, record([mission], store, grid), grid))
+        except AnomalyTimesError as exc:
+            errors[mission.name] = exc
+    return jobs, errors
 
 
 def own_metrics(source: str, url: str, folder: Path) -> Path:
@@ -106,9 +156,9 @@ def own_metrics(source: str, url: str, folder: Path) -> Path:
                 f"none of the {len(names)} metrics of {store.name} that were looked at has moved for two days",
                 hint="name one yourself: `at detect --url … --promql …`",
             )
-        times = [now - DAY + i * OWN_EVERY for i in range(DAY // OWN_EVERY)]
-        with render.progress("forecasting and scoring the last day", len(times)) as advance:
-            found = replay(missions, {"": store}, times, every=OWN_EVERY, write=False, on_done=advance)
+        jobs, errors = _jobs(missions, store, now=now, lasts=DAY)
+        with render.progress("forecasting and scoring the last day", sum(len(job.times()) for job in jobs)) as advance:
+            found = Found.of(replay(jobs, workers=1, on_done=advance), errors)
         where = store.name
     _stop_on_error(found)
     missions = sorted(missions, key=lambda mission: -_peak(found, mission))
@@ -160,7 +210,7 @@ def _make_room(folder: Path) -> None:
         raise UsageError(f"{folder} cannot be written: {exc.strerror}", hint="name another folder with --out") from exc
 
 
-def _stop_on_error(found: Replay) -> None:
+def _stop_on_error(found: Found) -> None:
     """Raise the first error where no mission got any score; else say on stderr what went wrong."""
     if not found.scores and found.errors:
         raise next(iter(found.errors.values()))
@@ -168,17 +218,17 @@ def _stop_on_error(found: Replay) -> None:
         render.note(f"{name}: {error.message}")
 
 
-def _points(found: Replay) -> int:
+def _points(found: Found) -> int:
     return sum(int((scores.score >= 0).sum()) for scores in found.scores.values())
 
 
-def _peak(found: Replay, mission: Mission) -> float:
+def _peak(found: Found, mission: Mission) -> float:
     """The highest score of a mission; 0 where it has none."""
     scores = found.scores.get(mission.name)
     return 0.0 if scores is None else float(np.nanmax(scores.score, initial=0.0))
 
 
-def _unforecast(found: Replay) -> str:
+def _unforecast(found: Found) -> str:
     """What to say of points without a forecast; empty where there are none."""
     if not found.unforecast:
         return ""
@@ -190,7 +240,7 @@ Key = tuple[str, Labels]
 Charts = list[tuple[Key, Chart]]
 
 
-def _charts(missions: Sequence[Mission], found: Replay, windows: dict[Labels, list[Window]]) -> Charts:
+def _charts(missions: Sequence[Mission], found: Found, windows: dict[Labels, list[Window]]) -> Charts:
     """A chart for each series: marked ones first, in the order of their windows, then by their highest score."""
     charts: Charts = []
     for mission in missions:
@@ -227,7 +277,7 @@ def _charts(missions: Sequence[Mission], found: Replay, windows: dict[Labels, li
     return sorted(charts, key=rank)
 
 
-def _planted_page(missions: Sequence[Mission], found: Replay, findings: Findings) -> str:
+def _planted_page(missions: Sequence[Mission], found: Found, findings: Findings) -> str:
     windows: dict[Labels, list[Window]] = {}
     for outcome in findings.outcomes:
         for labels in outcome.incident.series:
@@ -276,7 +326,7 @@ def _planted_page(missions: Sequence[Mission], found: Replay, findings: Findings
     )
 
 
-def _own_page(where: str, missions: Sequence[Mission], found: Replay) -> str:
+def _own_page(where: str, missions: Sequence[Mission], found: Found) -> str:
     episodes = find_episodes(found.scores)
     charts = _charts(missions, found, {})
     position = {key: i for i, (key, _) in enumerate(charts)}
@@ -316,7 +366,7 @@ def _episodes_table(title: str, episodes: Sequence[Episode], position: dict[Key,
 
 
 def _tell_planted(
-    folder: Path, missions: Sequence[Mission], found: Replay, findings: Findings, *, now: datetime
+    folder: Path, missions: Sequence[Mission], found: Found, findings: Findings, *, now: datetime
 ) -> None:
     series = sum(len(scores.labels) for scores in found.scores.values())
     hits = [outcome for outcome in findings.outcomes if outcome.found]
@@ -365,7 +415,7 @@ def _tell_planted(
     )
 
 
-def _tell_own(option: str, missions: Sequence[Mission], found: Replay, report: Path) -> None:
+def _tell_own(option: str, missions: Sequence[Mission], found: Found, report: Path) -> None:
     episodes = find_episodes(found.scores)
     rows: list[tuple[render.Cell, ...]] = []
     for mission in missions:

@@ -179,6 +179,30 @@ def test_days_without_any_value_are_passed_over() -> None:
     assert np.isfinite(found.scores.score).sum() == 2 * (grid.n - 600) - found.unforecast
 
 
+def test_what_a_replay_tells_can_be_stored_and_is_what_passes_store() -> None:
+    made, panel = mission(forecast={"model": "seasonal_naive", "lookback": "2d"}), lively(30)
+    grid = Grid.covering(BEGIN + STEP, BEGIN + 30 * HOUR, STEP)
+    store = MemoryStore({"load": panel})
+    replay(
+        [Job(made, record([made], store, grid), grid)],
+        workers=1,
+        on_forecast=lambda of, told: store.write_forecasts([(of, told)]),
+        on_scores=lambda of, told: store.write_scores([(of, told)]),
+    )
+    again = MemoryStore({"load": panel})
+    for now in forecast_times(made, grid):
+        write_forecasts(forecast_pass([made], {"": again}, now=now), {"": again})
+        write_scores(detect_pass([made], {"": again}, now=now + HOUR, window=HOUR), {"": again})
+    for read in (lambda each: each.read_scores([made], grid), lambda each: each.read_forecasts([made], grid)):
+        told, passed = read(store)["load"], read(again)["load"]
+        assert told.labels == passed.labels
+        for name in ("y",) if isinstance(told, Panel) else ("yhat", "lower", "upper"):
+            np.testing.assert_array_equal(getattr(told, name), getattr(passed, name))
+    kept, wanted = (each.read_evidence([made], grid)["load"] for each in (store, again))
+    np.testing.assert_array_equal(kept.values, wanted.values)
+    np.testing.assert_array_equal(kept.incident, wanted.incident)
+
+
 def test_a_recording_answers_as_its_store_would_and_takes_nothing() -> None:
     panel = rhythm(3, 1)
     panel.y[2, -12:] = np.nan

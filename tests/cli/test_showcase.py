@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 
 from anomaly_times.cli.lively import candidates, liveliness, pick_lively
-from anomaly_times.cli.replay import replay, replay_folder
 from anomaly_times.cli.showcase import planted_incidents
-from anomaly_times.errors import MissionError, NoSeriesError, UsageError
-from anomaly_times.mission import Mission
+from anomaly_times.errors import UsageError
 from anomaly_times.panel import Floats, Grid, Labels, Panel, Scores
 from anomaly_times.testing import MemoryStore
-from tests.cli.conftest import AT, QUERY, Run, requests
+from tests.cli.conftest import AT, Run
 
 HOUR = timedelta(hours=1)
 NOW = datetime(2026, 3, 12, 0, 10, tzinfo=UTC)
@@ -45,26 +43,6 @@ def test_the_demo_finds_what_is_easy_and_its_next_commands_work(
     assert Path("forecast.html").is_file()
 
 
-def test_one_process_and_two_find_and_write_the_same(tmp_path: Path) -> None:
-    spec = {"promql": QUERY, "step": "10m", "forecast": {"model": "seasonal_naive"}}
-    missions = [Mission.model_validate({"name": name, **spec}) for name in ("one", "two")]
-    times = [AT - (26 - i) * HOUR for i in range(26)]
-    found, written = [], []
-    for workers in (1, 2):
-        folder = tmp_path / str(workers)
-        folder.mkdir()
-        requests().to_frame().write_parquet(folder / "requests.parquet")
-        done: list[int] = []
-        found.append(replay_folder(missions, folder, times, every=HOUR, workers=workers, on_done=done.append))
-        written.append(sorted(path.relative_to(folder) for path in folder.rglob("*.parquet")))
-        assert sorted(done) == [2, 2, 24, 24]
-    assert len(written[0]) > 100
-    assert written[0] == written[1]
-    for name in ("one", "two"):
-        np.testing.assert_array_equal(found[0].scores[name].score, found[1].scores[name].score)
-        assert np.isfinite(found[0].scores[name].score).sum() > 450
-
-
 @pytest.mark.parametrize("content", ["notes.txt", "report.html"])
 def test_the_demo_never_touches_a_folder_that_is_not_its_own(at: Run, tmp_path: Path, content: str) -> None:
     (tmp_path / content).write_text("mine")
@@ -74,66 +52,6 @@ def test_the_demo_never_touches_a_folder_that_is_not_its_own(at: Run, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == [content]
     with pytest.raises(UsageError, match="is no demo"):
         planted_incidents(tmp_path / content)
-
-
-def test_a_replay_never_looks_ahead_and_writes_only_when_asked_to() -> None:
-    store = MemoryStore({QUERY: requests()})
-    mission = Mission.model_validate(
-        {
-            "name": "m",
-            "promql": QUERY,
-            "step": "10m",
-            "offset": "1ms",
-            "forecast": {"model": "seasonal_naive", "lookback": "14d"},
-            "detect": {"min_deviation": 20},
-        }
-    )
-    times = [AT - 3 * HOUR + i * HOUR + mission.offset for i in range(3)]
-    cutoffs = []
-    written = replay([mission], {"": store}, times, every=HOUR, write=False, on_done=lambda: cutoffs.append(1))
-    everything = Grid.ending(AT + HOUR, mission.step, 100)
-    assert store.read_forecasts([mission], everything) == {}
-    assert store.read_scores([mission], everything) == {}
-    assert len(cutoffs) == 3
-
-    stored = replay([mission], {"": store}, times, every=HOUR, write=True)
-    for each in (written, stored):
-        scores = each.scores["m"]
-        assert scores.grid == Grid.ending(AT, mission.step, 18)
-        assert np.argwhere(scores.score > 1).tolist() == [[2, 15], [2, 16], [2, 17]]
-    np.testing.assert_array_equal(written.scores["m"].score, stored.scores["m"].score)
-    np.testing.assert_array_equal(store.read_scores([mission], scores.grid)["m"].y, stored.scores["m"].score)
-
-
-def test_a_replay_refuses_a_horizon_that_ends_before_the_next_forecast() -> None:
-    store = MemoryStore({QUERY: requests()})
-    mission = Mission.model_validate({"name": "m", "promql": QUERY, "step": "10m", "forecast": {"horizon": "50m"}})
-    with pytest.raises(MissionError, match="m forecasts 50m ahead, and is forecast every 1h only") as caught:
-        replay([mission], {"": store}, [AT - HOUR], every=HOUR, write=False)
-    assert caught.value.hint == "set `horizon` to 1h or more"
-
-
-def test_a_replay_counts_points_without_a_forecast() -> None:
-    panel = requests()
-    y = panel.y.copy()
-    y[0, :-3] = np.nan  # a series that begins after the forecast
-    store = MemoryStore({QUERY: Panel(panel.labels, panel.grid, y)})
-    mission = Mission.model_validate(
-        {"name": "m", "promql": QUERY, "step": "10m", "forecast": {"model": "seasonal_naive"}}
-    )
-    found = replay([mission], {"": store}, [AT - HOUR + mission.offset], every=HOUR, write=False)
-    assert found.unforecast == 2  # one of its three is a gap
-
-
-def test_a_replay_tells_what_failed_and_goes_on() -> None:
-    store = MemoryStore({QUERY: requests(), "gone": NoSeriesError("gone")})
-    missions = [
-        Mission.model_validate({"name": name, "promql": promql, "step": "10m", "forecast": {"model": "seasonal_naive"}})
-        for name, promql in (("good", QUERY), ("bad", "gone"))
-    ]
-    found = replay(missions, {"": store}, [AT - HOUR], every=HOUR, write=True)
-    assert list(found.scores) == ["good"]
-    assert found.errors["bad"].message == "gone"
 
 
 def test_scores_are_joined_over_gaps_and_series_that_come_and_go() -> None:
