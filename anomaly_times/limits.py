@@ -171,6 +171,18 @@ def fit_limits(
         found = np.sqrt((_exceeded(hours, allowed, step) ** 2 + _exceeded(of_mixed, allowed, step) ** 2) / 2)
         found = np.maximum(found, _exceeded(of_soon, allowed, step, otherwise=0.0))
         limit[3, block, 0] = _raised(found, _grouped(hours, ahead), allowed)
+    # Past forecasts see a part of the history; what happens every day or two shows in the whole of it.
+    for block in blocks_of_rows(n_series, history.shape[1]) if n_errors else ():
+        with np.errstate(over="ignore", invalid="ignore"):
+            drift = root(_plain_errors(history[block], step) / width[block, None])
+        if not drift.shape[1]:
+            break
+        sustained_share, drift_share = _SUSTAINED_SHARE * hourly[block], _DRIFT_SHARE * hourly[block]
+        for channel, hours, allowed in (
+            (1, _hours_of(np.abs(drift), step), sustained_share),
+            (3, _hours_of(drift, step, around=0.0), drift_share),
+        ):
+            limit[channel, block, 0] = _raised(limit[channel, block, 0], _grouped(hours, 24), allowed)
     enough = np.isfinite(ratios).sum(axis=(1, 2)) >= _ENOUGH
     limit[1::2, ~enough] = np.inf
     usual[1, ~enough] = 0.5
@@ -391,15 +403,38 @@ def _largest(x: Floats) -> Floats:
 
 def _without_rhythm(history: Floats, step: timedelta) -> Floats:
     """The history less what is usual at its time of the day, where that moves from one point to the next."""
+    return history if round(_DAY / step) > _SMOOTH else _less_usual_day(history, step)
+
+
+def _less_usual_day(history: Floats, step: timedelta) -> Floats:
+    """The last whole days of the history less the median day; all of it, as it is, where there are few."""
     a_day = round(_DAY / step)
     n_days = history.shape[1] // max(1, a_day)
-    if a_day > _SMOOTH or n_days < _FEWEST_DAYS:
+    if n_days < _FEWEST_DAYS:
         return history
     days = history[:, history.shape[1] - n_days * a_day :].reshape(len(history), n_days, a_day)
     usual = nan_median(days.transpose(0, 2, 1).reshape(-1, n_days)).reshape(len(history), 1, a_day)
     with np.errstate(over="ignore"):
         rest = days - usual
     return np.where(np.isfinite(rest), rest, np.nan).reshape(len(history), -1)
+
+
+def _plain_errors(history: Floats, step: timedelta) -> Floats:
+    """What a plain forecaster is wrong by: the median day at the level of an hour ago; float64[S, T].
+
+    In units of what eight in ten are under. No points where there are few days.
+    """
+    a_day, an_hour = round(_DAY / step), max(1, round(timedelta(hours=1) / step))
+    if history.shape[1] < _FEWEST_DAYS * max(1, a_day):
+        return history[:, :0]
+    rest = _less_usual_day(history, step)
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = rest[:, an_hour:] - _average(rest, step, around=0.0)[:, :-an_hour]
+        known = np.isfinite(error)
+        size = np.sort(np.where(known, np.abs(error), np.inf), axis=1)
+        most = np.minimum((BAND / 100 * known.sum(axis=1)).astype(np.intp), error.shape[1] - 1)
+        unit = size[np.arange(len(size)), most][:, None]
+        return np.where(known & (unit > 0) & np.isfinite(unit), error / unit, np.nan)
 
 
 def _farthest(history: Floats, shares: Floats) -> Floats:

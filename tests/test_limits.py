@@ -115,3 +115,25 @@ def test_a_budget_beyond_all_measure_gives_finite_limits_of_spiky_data() -> None
     limits = fitted(y, budget=1e9)
     assert np.isfinite(limits.width).all()
     assert (limits.limit > limits.usual).all()
+
+
+def test_half_an_hour_that_is_odd_every_day_is_a_habit_though_no_past_forecast_met_it() -> None:
+    y = noise(20, N_POINTS, seed=21)
+    random = np.random.default_rng(22)
+    odd = y.copy()
+    for day in range(14):
+        begin = 288 * day + random.integers(250)
+        odd[:, begin : begin + 7] += 4
+    once = y.copy()
+    once[:, 2000:2007] += 4
+    errors = y[:, FIRST:]
+    calm, habit, incident = (fitted(history, errors).limit[[SUSTAINED, DRIFT], :, 0] for history in (y, odd, once))
+    assert (np.median(habit / calm, axis=1) > 1.1).all()
+    assert (np.median(incident / calm, axis=1) < 1.02).all()
+
+
+def test_a_history_of_a_day_or_two_has_limits_of_its_past_forecasts_alone() -> None:
+    y = noise(5, 576, seed=23)
+    past = noise(5, 16 * 24, seed=24).reshape(5, 16, 24) / NINE_TENTHS
+    limits = fit_limits(y, past, np.full(5, 300.0), step=FIVE)
+    assert np.isfinite(limits.limit[[SUSTAINED, DRIFT]]).all()
