@@ -25,6 +25,7 @@ from anomaly_times.passes import Mapper
 from anomaly_times.stores import Store
 
 __all__ = [
+    "AS_IT_IS",
     "Accuracy",
     "Alerts",
     "Backtest",
@@ -84,6 +85,7 @@ class Variant:
 
 
 AS_IT_IS = Variant("as it is")
+"""Missions as their files say."""
 
 
 @dataclass(frozen=True)

@@ -59,12 +59,13 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an incident: `delay` from its start until somebody was told; `None`: nobody was."""
+    """What became of an incident of some series: `delay` from its start until somebody was told; `None`: nobody was."""
 
     name: str
     start: datetime
     end: datetime
     delay: timedelta | None
+    series: frozenset[Labels] = frozenset()
 
     @property
     def found(self) -> bool:
@@ -135,7 +136,7 @@ def judge(
                 explained.add(i)
             if alert.fired <= end and any(each.start <= end for each in own):
                 delays.append(max(timedelta(0), alert.fired - start))
-        outcomes.append(Outcome(labelled.name, start, end, min(delays, default=None)))
+        outcomes.append(Outcome(labelled.name, start, end, min(delays, default=None), concerned))
     outcomes.sort(key=lambda each: (each.start, each.name))
     return Verdict(
         tuple(outcomes), tuple(alert for i, alert in enumerate(alerts) if i not in explained), outside, unseen

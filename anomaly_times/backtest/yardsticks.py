@@ -47,7 +47,7 @@ class Yardstick:
         yhat, lower, upper = self.bounds(history, h, mission.detect.direction)
         if not np.isfinite(yhat).any():
             error = MissionError(
-                f"{self.title} needs more history than the {mission.name} has here",
+                f"{self.title} needs more history than mission {mission.name} has here",
                 hint="lengthen `lookback` to more than a week, or begin later",
             )
             return ForecastResult(mission, error=error)

@@ -79,6 +79,7 @@ def backtest(
     check: Check = False,
     output: Form = None,
     out: opt.Out = None,
+    plot: opt.Plot = None,
     top: opt.Top = 20,
     jobs: Processes = None,
 ) -> None:
@@ -96,10 +97,11 @@ def backtest(
     from anomaly_times.backtest import prepare, run
     from anomaly_times.backtest.incidents import read_incidents
     from anomaly_times.cli import render
+    from anomaly_times.cli.backtest_page import backtest_page
     from anomaly_times.cli.backtest_views import BacktestView
 
     now = opt.utc_now()
-    form = _form(output, out)
+    form = _form(output, out, plot)
     window = opt.parse_window(last, "--last")
     until = opt.parse_time(end, now=now, option="--to") if end is not None else opt.parse_time(at, now=now)
     since = opt.parse_time(start, now=now, option="--from") if start is not None else None
@@ -129,6 +131,8 @@ def backtest(
     if all(trial.error is not None for trial in result.trials):
         [error, *_] = [trial.error for trial in result.trials if trial.error is not None]
         raise error
+    if plot is not None:
+        render.draw(plot, backtest_page(view))
     render.show_sections(view, form, out=out)
     if check and view.broken:
         raise MissionError("\n".join(["the backtest is not what was asked for", *view.broken]))
@@ -142,7 +146,7 @@ def _missions(
     """What to replay, and the open stores of it, which `opened` closes."""
     params = ctx.params
     if files or params["promql"] is None:
-        opt.require_file_options(ctx, "start", "end", "incidents", "compare", "check", "top")
+        opt.require_file_options(ctx, "start", "end", "incidents", "compare", "check", "top", "plot")
         missions = opt.missions_from_files(files, hint="name FILES, or a query by --promql")
         return missions, opened.enter_context(opt.MissionStores(params["source"], params["url"])).of(missions)
     query = opt.query_from_options(params)
@@ -179,10 +183,9 @@ def _value(text: str) -> Any:
         return text
 
 
-def _form(output: opt.SectionsForm | None, out: Path | None) -> opt.SectionsForm:
+def _form(output: opt.SectionsForm | None, out: Path | None, plot: Path | None) -> opt.SectionsForm:
     """How to print: as asked, else as the file ends."""
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise UsageError(f"{out} cannot be written: its folder does not exist, or it is one")
+    opt.require_writable(out, plot)
     if output is not None or out is None:
         return output or opt.SectionsForm.TABLE
     endings = {".json": opt.SectionsForm.JSON, ".md": opt.SectionsForm.MARKDOWN}

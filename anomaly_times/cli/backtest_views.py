@@ -13,12 +13,14 @@ from anomaly_times.backtest.alerts import Alert, Episode
 from anomaly_times.cli.render import Section
 from anomaly_times.cli.views import JSON_SCHEMA, Cell, counted, first_line, number, stamp
 from anomaly_times.durations import format_duration, iso_utc
+from anomaly_times.panel import Labels
 from anomaly_times.scoring import format_score
 
-__all__ = ["BacktestView"]
+__all__ = ["ALERT_COLUMNS", "BacktestView", "alert_cells", "merged_outcomes", "series_name", "told_after"]
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _NOTHING = "–"
+ALERT_COLUMNS = ("fired", ">lasted", ">score", "of", ">value", ">forecast", "<series", "mission")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,17 +50,18 @@ class BacktestView:
 
     def sections(self) -> list[Section]:
         """What is printed, in order."""
-        found = [self._missions(), self._incidents(), self._alerts(), self._rhythm(), self._alternatives()]
+        found = [self.missions(), self._incidents(), self._alerts(), self._rhythm(), self.alternatives()]
         return [section for section in found if section is not None]
 
-    def _missions(self) -> Section:
+    def missions(self) -> Section:
+        """A line a mission."""
         trials = self.result.trials
         judged = any(trial.verdict is not None for trial in trials)
         columns = ["<mission", ">series", ">alerts", ">a week", ">longest", ">firing", ">brief"]
         columns += [">found", ">false alarms", ">told after"] if judged else []
         columns += [">MASE", ">WQL", ">in band", ">unforecast", "remarks"]
         rows = [tuple(self._row(trial, judged=judged)) for trial in trials]
-        return Section(self._title(), tuple(self._headline()), tuple(columns), tuple(rows))
+        return Section(self.title(), tuple(self.headline()), tuple(columns), tuple(rows))
 
     def _row(self, trial: Trial, *, judged: bool) -> Iterator[Cell]:
         yield trial.mission.name
@@ -80,12 +83,14 @@ class BacktestView:
         yield _percent(accuracy.unforecast)
         yield [("; ".join(trial.broken), "bad")]
 
-    def _title(self) -> str:
+    def title(self) -> str:
+        """What was replayed, over which time."""
         trials = self.result.trials
         start, end = min(t.grid.start for t in trials), max(t.grid.end for t in trials)
         return f"{counted(len(trials), 'mission')} from {stamp(start)} to {stamp(end)} UTC"
 
-    def _headline(self) -> Iterator[str]:
+    def headline(self) -> Iterator[str]:
+        """How many alerts, how many incidents found, and the cost."""
         trials = [trial for trial in self.result.trials if trial.alerts is not None]
         if not trials:
             return
@@ -93,19 +98,19 @@ class BacktestView:
         a_week = sum(each.per_week for each in alerts)
         total = sum(len(each.found) for each in alerts)
         yield f"{counted(total, 'alert')} would have fired, {_figure(a_week)} a week"
-        outcomes = _outcomes(trials)
+        outcomes = merged_outcomes(trials)
         if outcomes:
             found = sum(each.found for each in outcomes)
             yield f"{found} of {counted(len(outcomes), 'incident')} found"
         costs = [trial.cost for trial in trials if trial.cost is not None]
         yield (
-            f"live, a day takes {sum(each.queries for each in costs):,.0f} queries for values, "
+            f"Live, a day takes {sum(each.queries for each in costs):,.0f} queries for values, "
             f"{number(sum(each.points for each in costs))} points read and "
             f"{sum(each.cpu_seconds for each in costs):,.0f} CPU-seconds of models and scoring"
         )
 
     def _incidents(self) -> Section | None:
-        outcomes = _outcomes(self.result.trials)
+        outcomes = merged_outcomes(self.result.trials)
         if not outcomes:
             return None
         rows: list[tuple[Cell, ...]] = [
@@ -114,7 +119,7 @@ class BacktestView:
                 each.name,
                 stamp(each.start),
                 stamp(each.end),
-                _duration(each.delay) if each.delay else "at once" if each.found else _NOTHING,
+                told_after(each),
             )
             for each in outcomes
         ]
@@ -131,9 +136,8 @@ class BacktestView:
         }  # by identity: two missions may have equal ones
         left = len(alerts) - len(shown)
         more = (f"the {len(shown)} strongest of {len(alerts):,}: `--top 0` shows all",) if left else ()
-        columns = ("fired", ">lasted", ">score", "of", ">value", ">forecast", "<series", "mission", "")
-        rows = [(*_alert_cells(alert), "false alarm" if id(alert) in false else "") for alert in shown]
-        return Section("Alerts", more, columns, tuple(rows))
+        rows = [(*alert_cells(alert), "false alarm" if id(alert) in false else "") for alert in shown]
+        return Section("Alerts", more, (*ALERT_COLUMNS, ""), tuple(rows))
 
     def _rhythm(self) -> Section | None:
         by_hour, by_weekday, zones = [0] * 24, [0] * 7, set()
@@ -151,7 +155,8 @@ class BacktestView:
         )
         return Section(f"When alerts fired ({', '.join(sorted(zones))})", lines)
 
-    def _alternatives(self) -> Section | None:
+    def alternatives(self) -> Section | None:
+        """A line an alternative, over all missions; `None` where there are none."""
         if not self.result.alternatives:
             return None
         groups = {"as it is": self.result.trials, **self.result.alternatives}
@@ -208,7 +213,7 @@ class BacktestView:
         }
 
 
-def _outcomes(trials: Sequence[Trial]) -> list[Outcome]:
+def merged_outcomes(trials: Sequence[Trial]) -> list[Outcome]:
     """What became of each incident, by whichever mission told of it first."""
     best: dict[tuple[str, datetime, datetime], Outcome] = {}
     for trial in trials:
@@ -226,18 +231,36 @@ def _verdict_cells(trials: Sequence[Trial]) -> tuple[Cell, Cell, Cell]:
     verdicts = [trial.verdict for trial in trials if trial.verdict is not None]
     if not verdicts:
         return (_NOTHING,) * 3
-    outcomes = _outcomes(trials)
+    outcomes = merged_outcomes(trials)
     delays = sorted(each.delay for each in outcomes if each.delay is not None)
     median = delays[(len(delays) - 1) // 2] if delays else None
     false = sum(len(each.false_alarms) for each in verdicts)
     found = sum(each.found for each in outcomes)
-    return f"{found} of {len(outcomes)}", f"{false:,}", _duration(median) if median is not None else _NOTHING
+    return f"{found} of {len(outcomes)}", f"{false:,}", _after(median)
 
 
-def _alert_cells(alert: Alert) -> tuple[Cell, ...]:
+def series_name(labels: Labels) -> str:
+    """A series as PromQL writes it, the metric's name first."""
+    metric, rest = labels.get("__name__"), labels.without(["__name__"])
+    return metric + str(rest) if rest or not metric else metric
+
+
+def told_after(outcome: Outcome) -> str:
+    """How long after its start somebody was told of an incident, for people."""
+    return _after(outcome.delay)
+
+
+def _after(delay: timedelta | None) -> str:
+    if delay is None:
+        return _NOTHING
+    return format_duration(delay) if delay else "at once"
+
+
+def alert_cells(alert: Alert) -> tuple[Cell, ...]:
+    """The cells of an alert under `ALERT_COLUMNS`, for people."""
     worst = alert.worst
     others = len(alert.episodes) - 1
-    series = str(worst.labels) + (f" and {others} more" if others else "")
+    series = series_name(worst.labels) + (f" and {others} more" if others else "")
     reason = f"{worst.reason}, {worst.direction}" if worst.direction else worst.reason
     return (
         stamp(alert.fired),

@@ -42,6 +42,7 @@ __all__ = [
     "query_from_options",
     "require_file_options",
     "require_query_options",
+    "require_writable",
     "threads",
     "utc_now",
 ]
@@ -566,15 +567,24 @@ def parse_window(text: str | None, option: str) -> timedelta | None:
         raise UsageError(f"{option}: {exc.message}", hint=exc.hint) from None
 
 
+def require_writable(*files: Path | None) -> None:
+    """Refuse a file that cannot be written, before the work is done.
+
+    Raises:
+        UsageError: naming it.
+    """
+    for file in files:
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            raise UsageError(f"{file} cannot be written: its folder does not exist, or it is one")
+
+
 def output_format(output: Output | None, *files: Path | None) -> Output:
     """How to print: as asked, else as the first of `files` (that of `--out`) ends, else a table.
 
     Raises:
         UsageError: a file that cannot be written, or Parquet for a terminal.
     """
-    for file in files:
-        if file is not None and (file.is_dir() or not file.parent.is_dir()):
-            raise UsageError(f"{file} cannot be written: its folder does not exist, or it is one")
+    require_writable(*files)
     out = files[0] if files else None
     if output is None:
         ending = out.suffix.removeprefix(".") if out is not None else ""

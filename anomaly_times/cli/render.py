@@ -43,6 +43,7 @@ __all__ = [
     "Lines",
     "Section",
     "Sections",
+    "draw",
     "log",
     "note",
     "progress",
@@ -497,6 +498,16 @@ _EXTRA_MODULES = {"nixtla": ("statsforecast", "mlforecast", "lightgbm"), "chrono
 
 def _installed(extra: str) -> bool:
     return all(find_spec(module) is not None for module in _EXTRA_MODULES.get(extra, ()))
+
+
+def draw(file: Path, page: str) -> None:
+    """Write a page into a file, and say so on stderr.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    _write(file, page.encode())
+    _tell_beside([], None, file)
 
 
 def _write(file: Path, body: bytes) -> None:

@@ -31,7 +31,7 @@ GENERATOR = '<meta name="generator" content="anomaly-times">'
 """What every page of ours holds, so that it can be told from others."""
 
 MAX_POINTS = 4000
-"""A chart with more points is thinned out; the extremes of values and scores stay."""
+"""A chart with more points is thinned out unless told otherwise; the extremes of values and scores stay."""
 
 FOLDED_ROWS = 12
 """A table with more rows is folded away, so that the charts are not pushed out of sight."""
@@ -104,6 +104,7 @@ def render_page(
     facts: Sequence[tuple[str, str]] = (),
     tables: Sequence[Table] = (),
     made: datetime | None = None,
+    max_points: int = MAX_POINTS,
 ) -> str:
     """The page as HTML.
 
@@ -114,11 +115,13 @@ def render_page(
         facts: the summary, as (name, value) pairs.
         tables: shown between summary and charts.
         made: when the page was made, now by default.
+        max_points: a chart with more is thinned out.
     """
     script = "\n".join((_asset("uPlot.iife.min.js"), _asset("page.js")))
     style = "\n".join((_asset("uPlot.min.css"), _asset("page.css")))
     policy = f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}; base-uri 'none'"
     when = (made or datetime.now(UTC)).astimezone(UTC)
+    data = _embed([_data(chart, max_points) for chart in charts])
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">',
@@ -134,7 +137,7 @@ def render_page(
         _key(charts) if charts else '<p class="muted">There is nothing to draw.</p>',
         *(_section(i, chart) for i, chart in enumerate(charts)),
         "<noscript><p>The charts need JavaScript, which is inside this file: nothing is loaded.</p></noscript>",
-        f'</main>\n<script type="application/json" id="data">{_embed([_data(chart) for chart in charts])}</script>',
+        f'</main>\n<script type="application/json" id="data">{data}</script>',
         f"<script>{script}</script>\n</body>\n</html>\n",
     ]
     return "\n".join(part for part in parts if part)
@@ -219,8 +222,8 @@ def _embed(value: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _data(chart: Chart) -> dict[str, Any]:
-    keep = _thin(chart)
+def _data(chart: Chart, max_points: int) -> dict[str, Any]:
+    keep = _thin(chart, max_points)
     out: dict[str, Any] = {
         "t0": chart.grid.start_ms / 1000,
         "step": chart.grid.step_ms / 1000,
@@ -256,12 +259,12 @@ def _runs(score: Floats, reason: Floats, keep: npt.NDArray[np.int64] | None) -> 
     ]
 
 
-def _thin(chart: Chart) -> npt.NDArray[np.int64] | None:
+def _thin(chart: Chart, max_points: int) -> npt.NDArray[np.int64] | None:
     """Which points are drawn: per bucket the lowest and highest value, the highest score, and a gap; `None`: all."""
     n = chart.grid.n
-    if n <= MAX_POINTS:
+    if n <= max_points:
         return None
-    size = -(-n // (MAX_POINTS // 4))
+    size = -(-n // (max_points // 4))
     buckets = -(-n // size)
 
     def cells(array: Floats, fill: float) -> Floats:

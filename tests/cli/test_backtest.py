@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from anomaly_times.backtest import AS_IT_IS, Backtest, Trial
+from anomaly_times.backtest.alerts import find_alerts
+from anomaly_times.cli.backtest_page import backtest_page
+from anomaly_times.cli.backtest_views import BacktestView
+from anomaly_times.mission import Mission
+from anomaly_times.panel import Grid, Labels, Scores
 from anomaly_times.testing import MemoryStore
-from tests.cli.conftest import QUERY, Run
+from tests.cli.conftest import AT, QUERY, Run
 
 WINDOW = ("--at", "2026-03-01T12:00:30Z", "--last", "2d")
 ARGS = (
@@ -92,6 +100,38 @@ def test_markdown_says_the_same_and_ends_in_its_notes(at: Run, missions: Path, t
     assert "| a plain threshold |" in text
     assert "\x1b" not in text
     assert text.endswith("### Notes\n\n- web: outside of the window, and not counted: 1 of the labelled incidents\n")
+
+
+def test_the_page_shows_incidents_alerts_and_every_series(at: Run, missions: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    result = at("backtest", missions, *WINDOW, "-j", 1, "--plot", page)
+    assert result.exit_code == 0, result.stderr
+    assert f"drawn into {page}" in result.stderr
+    text = page.read_text()
+    assert "<h1>Backtest of 1 mission from 2026-02-27 12:10 to 2026-03-01 12:00 UTC</h1>" in text
+    assert text.count('class="chart"') == 3
+    assert '<span class="pill found">found</span>' in text
+    assert '<span class="pill missed">missed</span>' in text
+    assert '<td data-column="Field">forecast.model.type</td>' in text
+    assert '"label":"jump","status":"found"' in text
+    # The worst series comes first, and the alert leads to it.
+    assert text.index("requests{env=&quot;prod&quot;,job=&quot;b&quot;}</h2>") < text.index("job=&quot;a&quot;}</h2>")
+    assert '<a href="#chart-0" data-chart="0"' in text
+
+
+@pytest.mark.slow
+def test_a_page_of_two_hundred_series_over_four_weeks_stays_small() -> None:
+    grid = Grid.ending(AT, timedelta(minutes=5), 28 * 288)
+    noise = np.random.default_rng(0).normal(100, 12.34567, (210, grid.n))
+    labels = tuple(Labels.of({"__name__": "load", "instance": f"host-{i:03d}:9100"}) for i in range(210))
+    score = np.abs(noise - 100) / 30
+    scores = Scores(labels, grid, noise, noise + 1, noise - 30, noise + 30, score, reason=np.zeros(noise.shape))
+    made = Mission.model_validate({"name": "load", "promql": "load", "step": "5m"})
+    trial = Trial(made, AS_IT_IS, grid, scores=scores, alerts=find_alerts(made, scores))
+    page = backtest_page(BacktestView(Backtest((trial,), {})))
+    assert page.count('class="chart"') == 200
+    assert "Drawn are the 200 series of 210 with the highest scores" in page
+    assert len(page.encode()) < 15_000_000
 
 
 def test_incidents_of_a_file_count_too(at: Run, missions: Path, tmp_path: Path) -> None:
