@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from anomaly_times.backtest.accuracy import Accuracy, measure_accuracy
@@ -317,8 +318,7 @@ def _notes(replayed: Replayed, verdict: Verdict | None) -> tuple[str, ...]:
         notes.append(f"{failed:,} of {failed + replayed.forecasts:,} forecasts could not be made: {worst}")
     if lasts < _DAY:
         notes.append(f"the window of {format_duration(lasts)} is shorter than a day, and tells nothing of a week")
-    there = [i for i in range(have.grid.n) if have.y[:, i].size and (have.y[:, i] == have.y[:, i]).any()][:1]
-    begins = have.grid.start + there[0] * have.grid.step if there else have.grid.end
+    begins = have.grid.start + int(np.isfinite(have.y).any(axis=0).argmax()) * have.grid.step
     wanted = grid.start - job.mission.forecast.lookback
     if begins > wanted + _DAY:
         shown = f"{format_duration(grid.start - begins)} before the window" if begins < grid.start else "inside of it"

@@ -39,8 +39,9 @@ from anomaly_times.stores import Store, Written
 
 __all__ = ["Job", "Recording", "Replayed", "forecast_times", "freshest", "record", "replay"]
 
-_PIECE = 24
-"""Forecasts that a process makes at once: enough for it to pay, few enough for a bar to move."""
+_PIECE, _FEWEST = 24, 8
+"""Forecasts that a process makes at once: enough for it to pay, few enough for a bar to move. And so many pay for a
+process of their own."""
 _SOME_PASSES = 3
 _STRETCH = 2_000_000
 """Points of a stretch that is scored at once."""
@@ -243,9 +244,12 @@ def replay(
         on_scores: told the scores of each stretch likewise, with all that is kept beside them, after the forecasts
             that they were made of.
     """
-    states = [_State(job, on_forecast, on_scores) for job in jobs]
+    forecasts = sum(len(job.times()) for job in jobs)
+    workers = max(1, min(workers or len(os.sched_getaffinity(0)), forecasts // _FEWEST))
+    # At the end no process should wait long for the others.
+    size = max(1, min(_PIECE, forecasts // (4 * workers)))
+    states = [_State(job, size, on_forecast, on_scores) for job in jobs]
     pieces = [(i, k) for i, state in enumerate(states) for k in range(len(state.pieces))]
-    workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(pieces)))
 
     def take(i: int, k: int, found: Sequence[ForecastResult], spent: float) -> None:
         on_done(len(found))
@@ -300,13 +304,16 @@ class _State:
     def __init__(
         self,
         job: Job,
+        size: int,
         on_forecast: Callable[[Mission, Forecast], object],
         on_scores: Callable[[Mission, Scores], object],
     ) -> None:
         self.job = job
         self._on_forecast, self._on_scores = on_forecast, on_scores
         self.times = job.times()
-        self.pieces = [slice(i, i + _PIECE) for i in range(0, len(self.times), _PIECE)]
+        self.pieces = [slice(i, i + size) for i in range(0, len(self.times), size)]
+        # In a day there are more series than a pass sees at any one time.
+        self._scoring = job.mission.model_copy(update={"max_series": max(1, job.recording.panel.n_series)})
         self._waiting: dict[int, Sequence[ForecastResult]] = {}
         self._next = 0
         self._scored = 0
@@ -314,7 +321,8 @@ class _State:
         self._tail: list[Scores] = []
         self._parts: list[Scores] = []
         self._failed: dict[str, int] = {}
-        self._errors: list[AnomalyTimesError] = []
+        self._first_error: AnomalyTimesError | None = None
+        self._broke: AnomalyTimesError | None = None
         self._warnings: dict[str, None] = {}
         self._gates: dict[str, int] = {}
         self._unforecast = 0
@@ -346,7 +354,7 @@ class _State:
             for warning in result.warnings:
                 self._warnings[warning] = None
             if result.error is not None:
-                self._errors.append(result.error)
+                self._first_error = self._first_error or result.error
                 self._failed[result.error.message] = self._failed.get(result.error.message, 0) + 1
         grid, mission = self.job.grid, self.job.mission
         stop = grid.n
@@ -361,7 +369,7 @@ class _State:
             self._scored = until
 
     def _score_stretch(self, grid: Grid) -> None:
-        mission = self.job.mission
+        mission = self._scoring
         serving = [each for each in self._pending if each.grid.start <= grid.end and each.grid.end >= grid.start]
         forecasts = {mission.name: freshest(serving, grid)} if serving else {}
         kept = {mission.name: _kept_of(mission, self._tail)} if self._tail else {}
@@ -378,11 +386,11 @@ class _State:
         for gate, count in found.gates.items():
             self._gates[gate] = self._gates.get(gate, 0) + count
         if found.error is not None and not isinstance(found.error, NoSeriesError):
-            self._errors.append(found.error)
+            self._broke = self._broke or found.error
         # Where no series has a value there is nothing to keep, and nothing kept beside it.
         if found.scores is not None and found.scores.labels:
             oldest = found.scores.grid.end - remembered(grid.step) * grid.step
-            self._on_scores(mission, found.scores)
+            self._on_scores(self.job.mission, found.scores)
             self._tail = [part for part in (*self._tail, found.scores) if part.grid.end > oldest]
             self._parts.append(replace(found.scores, evidence=None, incident=None))
 
@@ -390,7 +398,7 @@ class _State:
         scores = Scores.joined(self._parts) if self._parts else None
         if scores is not None:
             scores = _over(scores, self.job.grid)
-        error = self._errors[0] if self._errors and not self._made else None
+        error = self._broke or (self._first_error if not self._made else None)
         if scores is None and error is None:
             name = self.job.recording.name
             error = NoSeriesError(
@@ -413,7 +421,7 @@ class _State:
 
     def _cpu_of_a_pass(self) -> float:
         """The CPU-seconds of a detection pass as it is live, of the last points."""
-        mission, grid = self.job.mission, self.job.grid
+        mission, grid = self._scoring, self.job.grid
         n = min(grid.n, max(1, mission.detect.period // grid.step))
         last = grid[grid.n - n :]
         forecasts = {mission.name: freshest(self._pending, last)} if self._pending else {}

@@ -38,12 +38,12 @@ class Yardstick:
     bounds: _Bounds
 
     def forecast(self, mission: Mission, store: Store, *, now: datetime) -> ForecastResult:
-        """Its bounds from `now` on, for as long as until the one of the next day, and twice that."""
+        """Its bounds from `now` on, until those of the next day are there."""
         try:
             history = store.read(mission.promql, mission.history_grid(now), max_series=mission.max_series)
         except AnomalyTimesError as exc:
             return ForecastResult(mission, error=exc)
-        h = 2 * max(1, (_DAY + mission.forecast.period) // mission.step)
+        h = max(1, (_DAY + mission.forecast.period) // mission.step)
         yhat, lower, upper = self.bounds(history, h, mission.detect.direction)
         if not np.isfinite(yhat).any():
             error = MissionError(

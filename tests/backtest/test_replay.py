@@ -179,6 +179,19 @@ def test_days_without_any_value_are_passed_over() -> None:
     assert np.isfinite(found.scores.score).sum() == 2 * (grid.n - 600) - found.unforecast
 
 
+def test_more_series_may_come_and_go_in_a_day_than_a_pass_may_see() -> None:
+    made = mission(max_series=2, forecast={"model": "seasonal_naive", "lookback": "1h", "horizon": "1h"})
+    panel = rhythm(4, 12)
+    begin = panel.grid.index(BEGIN)
+    panel.y[:2, begin + 7 :] = np.nan
+    panel.y[2:, : begin + 18] = np.nan
+    grid = Grid.covering(BEGIN + STEP, BEGIN + 12 * HOUR, STEP)
+    found = replayed(made, panel, grid)
+    assert found.error is None
+    assert found.scores is not None
+    assert len(found.scores.labels) == 4
+
+
 def test_what_a_replay_tells_can_be_stored_and_is_what_passes_store() -> None:
     made, panel = mission(forecast={"model": "seasonal_naive", "lookback": "2d"}), lively(30)
     grid = Grid.covering(BEGIN + STEP, BEGIN + 30 * HOUR, STEP)
