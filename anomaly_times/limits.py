@@ -20,6 +20,7 @@ raised to what follows from the tail of that (`_raised`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from math import ceil
@@ -32,7 +33,7 @@ from anomaly_times.errors import UsageError
 from anomaly_times.evidence import CHANNELS, decay, root, rough
 from anomaly_times.models.season import blocks_of_rows, nan_median, sorted_planes
 from anomaly_times.models.tails import pareto, student_to_normal
-from anomaly_times.panel import Floats, Forecast, Limits
+from anomaly_times.panel import Floats, Forecast, Limits, round_significant
 
 __all__ = ["BAND", "REACH", "FittedLimits", "fit_limits", "floored", "widened"]
 
@@ -42,7 +43,7 @@ BAND = 80.0
 REACH = timedelta(hours=12)
 """How far past forecasts should go at least: how evidence gathers over hours cannot be seen in less."""
 
-_WEEK, _DAY = timedelta(weeks=1), timedelta(days=1)
+_WEEK, _DAY, _HOUR = timedelta(weeks=1), timedelta(days=1), timedelta(hours=1)
 _HOURS_A_WEEK = 168
 # How much of the budget each channel may spend. More than the whole, for channels overlap, and limits that are badly
 # known are rather too wide.
@@ -52,7 +53,7 @@ _FURTHEST = 10.0
 _OUTSIDE = 1 - BAND / 100
 # The tail: where it begins, how few values it may have, and how many values its usual shape is worth.
 _TAIL, _FEWEST_IN_TAIL, _SHAPE_WEIGHT = 0.02, 8, 30.0
-_MOST_DOUBT = 6.0
+_MOST_DOUBT, _ROOM, _FORECAST = 6.0, 1.5, 4.0
 _FEWEST_FREEDOM, _ENOUGH = 8.0, 32
 _SOON = timedelta(hours=3)
 _SEED = 20170612
@@ -65,6 +66,10 @@ _CHANCE, _HABIT_WEIGHT = 0.05, 10.0
 # With more points a day than that a rhythm is smooth from one to the next.
 _SMOOTH, _FEWEST_DAYS = 96, 3
 _FLAT_LONGEST, _FLAT_STEPS = 3, 6
+# A limit closer to what is usual would be exceeded by the noise of computing.
+_LEAST = 0.05
+# How a series behaves from hour to hour cannot be told before its second day is over.
+_YOUNG = timedelta(days=2)
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.intp]
@@ -91,9 +96,9 @@ def floored(forecast: Forecast, least: Floats) -> Forecast:
     return replace(forecast, lower=np.maximum(lower, -limit), upper=np.minimum(upper, limit))
 
 
-def widened(forecast: Forecast, limits: FittedLimits) -> Forecast:
-    """The 80 % band made as wide as the budget asks."""
-    width = limits.width[:, None]
+def widened(forecast: Forecast, width: Floats) -> Forecast:
+    """The 80 % band made so many times as wide (float64[S]) as it is."""
+    width = width[:, None]
     with np.errstate(over="ignore"):
         lower = forecast.yhat - width * (forecast.yhat - forecast.lower)
         upper = forecast.yhat + width * (forecast.upper - forecast.yhat)
@@ -102,7 +107,13 @@ def widened(forecast: Forecast, limits: FittedLimits) -> Forecast:
 
 
 def fit_limits(
-    history: Floats, ratios: Floats, freedom: Floats, *, step: timedelta, alerts_per_week: float = 0.5
+    history: Floats,
+    ratios: Floats,
+    freedom: Floats,
+    *,
+    step: timedelta,
+    alerts_per_week: float = 0.5,
+    final: Callable[[Floats], Floats] | None = None,
 ) -> FittedLimits:
     """Limits that normal data exceeds about `alerts_per_week` times a week and series, all channels together.
 
@@ -112,10 +123,12 @@ def fit_limits(
             NaN where unknown (`Calibrated.past_ratios`).
         freedom: how many independent errors they are worth, float64[S].
         step: between two points.
-        alerts_per_week: the budget; points and episodes of one hour count alike.
+        alerts_per_week: the budget; points and episodes of one hour (of one step, where that is longer) count alike.
+        final: past errors over the half-widths that will be stored, in the form of `ratios`, for a band made so many
+            times as wide (float64[S]); without it bounds are taken for the widened band.
 
     Returns:
-        A channel whose past is too short for one has an infinite limit.
+        A channel whose past is too short for one has an infinite limit; before two days of a series all but points.
 
     Raises:
         UsageError: for a budget that is not positive and finite.
@@ -128,7 +141,9 @@ def fit_limits(
     weeks = np.isfinite(history).sum(axis=1) * (step / _WEEK)
     with np.errstate(divide="ignore"):
         least = 1 / (_FURTHEST * weeks)
-    hourly = np.maximum(alerts_per_week, np.minimum(least, 1e6)) / _HOURS_A_WEEK
+    # Where steps are longer than hours, they are what is counted.
+    hourly = np.maximum(alerts_per_week, np.minimum(least, 1e6)) / _HOURS_A_WEEK * max(1.0, step / _HOUR)
+    a_day = max(1, round(_DAY / max(step, _HOUR)))
     freedom = np.maximum(_FEWEST_FREEDOM, freedom)
     per_hour = max(1, round(timedelta(hours=1) / step))
 
@@ -140,11 +155,13 @@ def fit_limits(
     share = np.minimum(_POINT_SHARE * hourly, 0.5) / per_hour
     for block in blocks_of_rows(n_series, history.shape[1]):
         width[block] = _width(_without_rhythm(history[block], step), ratios[block], share[block], freedom[block], step)
-        move[block, 0], roughness = _roughness(history[block])
+        # As detection rounds values, lest what moves in the tenth digit counts as still or as rough.
+        rounded = round_significant(history[block])
+        move[block, 0], roughness = _roughness(rounded)
         hours = _hours_of(roughness, step)
         allowed = _ROUGHNESS_SHARE * hourly[block]
-        limit[2, block, 0] = _raised(_exceeded(hours, allowed, step), _grouped(hours, 24), allowed)
-        limit[4, block, 0] = _longest_flat(history[block], step)
+        limit[2, block, 0] = _raised(_exceeded(hours, allowed, step), _grouped(hours, a_day), allowed)
+        limit[4, block, 0] = _longest_flat(rounded, step)
     width = np.maximum(1.0, width * _student(share / 2, freedom))
 
     n_errors = ratios[0].size if n_series else 0
@@ -154,9 +171,12 @@ def fit_limits(
     for block in blocks_of_rows(n_series, n_errors) if n_errors else ():
         errors = ratios[block].reshape(len(ratios[block]), -1)
         hours = _hourly_maxima(np.abs(errors), np.isfinite(errors), per_hour)
-        width[block] = _raised(width[block], _grouped(hours, ahead), _POINT_SHARE * hourly[block])
+        raised = _raised(width[block], _grouped(hours, ahead), _POINT_SHARE * hourly[block])
+        width[block] = np.minimum(raised, _most(errors, share[block]))
+    stored = final(width)[:, :, : ratios.shape[2]] if final is not None else ratios / width[:, None, None]
+    for block in blocks_of_rows(n_series, n_errors) if n_errors else ():
         with np.errstate(over="ignore", invalid="ignore"):
-            drift = root(errors / width[block, None])
+            drift = root(stored[block].reshape(len(ratios[block]), -1))
         usual[1, block, 0] = _mean(np.abs(drift))
         segments = drift.reshape(len(drift), -1, ratios.shape[2])
         # Errors soon after a cut-off are what detection meets; they are fewer than all.
@@ -171,10 +191,13 @@ def fit_limits(
         found = np.sqrt((_exceeded(hours, allowed, step) ** 2 + _exceeded(of_mixed, allowed, step) ** 2) / 2)
         found = np.maximum(found, _exceeded(of_soon, allowed, step, otherwise=0.0))
         limit[3, block, 0] = _raised(found, _grouped(hours, ahead), allowed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        finally_wide = _mean(np.abs(ratios).reshape(n_series, -1)) / _mean(np.abs(stored).reshape(n_series, -1))
+    finally_wide = np.where(np.isfinite(finally_wide) & (finally_wide > 0), finally_wide, width)
     # Past forecasts see a part of the history; what happens every day or two shows in the whole of it.
     for block in blocks_of_rows(n_series, history.shape[1]) if n_errors else ():
         with np.errstate(over="ignore", invalid="ignore"):
-            drift = root(_plain_errors(history[block], step) / width[block, None])
+            drift = root(_plain_errors(history[block], step) / finally_wide[block, None])
         if not drift.shape[1]:
             break
         sustained_share, drift_share = _SUSTAINED_SHARE * hourly[block], _DRIFT_SHARE * hourly[block]
@@ -182,11 +205,13 @@ def fit_limits(
             (1, _hours_of(np.abs(drift), step), sustained_share),
             (3, _hours_of(drift, step, around=0.0), drift_share),
         ):
-            limit[channel, block, 0] = _raised(limit[channel, block, 0], _grouped(hours, 24), allowed)
+            limit[channel, block, 0] = _raised(limit[channel, block, 0], _grouped(hours, a_day), allowed)
     enough = np.isfinite(ratios).sum(axis=(1, 2)) >= _ENOUGH
     limit[1::2, ~enough] = np.inf
     usual[1, ~enough] = 0.5
-    limit = np.where(limit > usual, limit, np.inf)
+    limit[1:] = np.maximum(limit[1:], usual[1:] + _LEAST)
+    old = history[:, : max(0, history.shape[1] - ceil(_YOUNG / step) + 1)]
+    limit[1:, ~np.isfinite(old).any(axis=1)] = np.inf
     return FittedLimits(usual, limit, move, width, alerts_per_week < least)
 
 
@@ -375,15 +400,37 @@ def _width(history: Floats, ratios: Floats, share: Floats, freedom: Floats, step
         n = np.isfinite(part).sum(axis=(1, 2))
         independent = np.minimum(n, freedom * n / np.maximum(1, n_errors))
         common.append(np.clip(_FEWEST_IN_TAIL / np.maximum(1.0, independent), 0.0, _OUTSIDE))
-    tails = _farthest(history, np.stack([share, *common], axis=1))
-    far = tails[:, 0]
     if not known.any():
-        return far
-    beyond = np.zeros(len(far))
-    for part, how_common, value in zip(parts, common, tails[:, 1:].T, strict=True):
-        told = known & (value > 0)
-        beyond = np.maximum(beyond, np.where(told, _reached(part, how_common) / np.where(told, value, 1.0), 0.0))
-    return np.where(beyond > 0, far * beyond, far)
+        return np.asarray(np.maximum(*_tails(history, share[:, None]))[:, 0])
+    errors = np.where(np.isfinite(ratios), np.abs(ratios), 0.0)
+    largest, rarest = errors.max(axis=(1, 2), initial=0.0), 1 / np.maximum(_ENOUGH, n_errors)
+    reached = [_reached(part, how_common) for part, how_common in zip(parts, common, strict=True)]
+    found: list[Floats] = []
+    for tails in _tails(history, np.stack([share, rarest, *common], axis=1)):
+        beyond = np.zeros(len(tails))
+        for far, value in zip(reached, tails[:, 2:].T, strict=True):
+            told = known & (value > 0)
+            beyond = np.maximum(beyond, np.where(told, far / np.where(told, value, 1.0), 0.0))
+        width, expected = tails[:, :2].T * np.where(beyond > 0, beyond, 1.0)
+        # Of moves much may have been forecast, a step at the same time of every day: then no error is as large.
+        forecast = bool(found) & known & (expected > _FORECAST * largest)
+        found.append(np.where(forecast, 0.0, width))
+    return np.asarray(np.maximum(*found))
+
+
+def _most(errors: Floats, share: Floats) -> Floats:
+    """How wide a band may be after errors so large (float64[S, N]), to be left so rarely: float64[S].
+
+    Half as much again as the largest error, and farther by the root of how many times as rare that is: the tail with
+    finite variance that is the heaviest. However heavy the tail of values is, much of it may have been forecast. No
+    limit where there are few errors.
+    """
+    known = np.isfinite(errors)
+    n = known.sum(axis=1)
+    largest = np.where(known, np.abs(errors), 0.0).max(axis=1, initial=0.0)
+    with np.errstate(divide="ignore", over="ignore"):
+        most = _ROOM * largest * np.sqrt(np.maximum(1.0, 1 / (share * np.maximum(1, n))))
+    return np.where((n >= _ENOUGH) & (largest > 0), np.maximum(1.0, most), np.inf)
 
 
 def _reached(ratios: Floats, share: Floats) -> Floats:
@@ -437,20 +484,18 @@ def _plain_errors(history: Floats, step: timedelta) -> Floats:
         return np.where(known & (unit > 0) & np.isfinite(unit), error / unit, np.nan)
 
 
-def _farthest(history: Floats, shares: Floats) -> Floats:
-    """How far out values of each share lie (float64[S, K]), by how far two in ten do.
+def _tails(history: Floats, shares: Floats) -> tuple[Floats, Floats]:
+    """How far out values of each share lie, by how far two in ten do: float64[S, K] each.
 
-    How they stray from the median of five, or how they move from one to the next: whichever has the heavier tail
-    between the first two shares. A spike is seen by the first, by the second a step that stays.
+    How they stray from the median of five, and how they move from one to the next. A spike is seen by the first, by the
+    second a step that stays.
     """
     if history.shape[1] < 5:
-        return np.ones(shares.shape)
+        return np.ones(shares.shape), np.ones(shares.shape)
     planes = [history[:, i : history.shape[1] - 4 + i] for i in range(5)]
     with np.errstate(over="ignore", invalid="ignore"):
-        strays = _tail_ratios(np.abs(planes[2] - sorted_planes(planes)[2]), shares)
-        moves = _tail_ratios(np.abs(np.diff(history, axis=1)), shares)
-    heavier = strays[:, 0] * moves[:, 1] > moves[:, 0] * strays[:, 1]
-    return np.where(heavier[:, None], strays, moves)
+        strays = np.abs(planes[2] - sorted_planes(planes)[2])
+        return _tail_ratios(strays, shares), _tail_ratios(np.abs(np.diff(history, axis=1)), shares)
 
 
 def _tail_ratios(stray: Floats, shares: Floats) -> Floats:
@@ -498,12 +543,16 @@ def _tail_ratios(stray: Floats, shares: Floats) -> Floats:
 
 
 def _longest_flat(history: Floats, step: timedelta) -> Floats:
-    """From how many steps without a move on a series hangs (float64[S]): infinite where it never moved."""
+    """From how many steps without a move on a series hangs (float64[S]): infinite where it never moved.
+
+    By the second longest rest, for the longest may have been an incident, and without one that goes on.
+    """
     still = history[:, 1:] == history[:, :-1]
     there = np.isfinite(history[:, 1:]) & np.isfinite(history[:, :-1])
     at = np.arange(still.shape[1])
     run = at - np.maximum.accumulate(np.where(still, -1, at), axis=1)
-    longest = run.max(axis=1, initial=0)
-    least = max(_FLAT_STEPS, ceil(timedelta(hours=1) / step))
+    ended = np.where(still[:, :-1] & ~still[:, 1:], run[:, :-1], 0)
+    second = -np.partition(-ended, 1, axis=1)[:, 1] if ended.shape[1] > 1 else np.zeros(len(history))
+    least = max(_FLAT_STEPS, ceil(_HOUR / step))
     moved = (there & ~still).any(axis=1)
-    return np.where(moved, np.maximum(_FLAT_LONGEST * longest, least).astype(np.float64), np.inf)
+    return np.where(moved, np.maximum(_FLAT_LONGEST * second, least).astype(np.float64), np.inf)

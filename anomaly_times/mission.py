@@ -74,6 +74,12 @@ class ModelSpec(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
+def _no_switch(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number of alerts: 0.5 is one in two weeks")
+    return value
+
+
 def _model(value: object) -> object:
     return {"type": value} if isinstance(value, str) else value
 
@@ -201,7 +207,7 @@ class Detect(_Cadence):
     """How new points are held against the forecast."""
 
     every: Duration = Field(default=parse_duration("1m"), description="how often new points are scored")
-    alerts_per_week: float = Field(
+    alerts_per_week: Annotated[float, BeforeValidator(_no_switch)] = Field(
         default=0.5, gt=0, le=MOST_ALERTS, allow_inf_nan=False, description="false alarms that normal data may raise"
     )
     per: Budget = Field(default="series", description="whose `alerts_per_week` it is: each series', or the mission's")

@@ -23,7 +23,7 @@ from anomaly_times import scoring
 from anomaly_times.conventions import source_labels
 from anomaly_times.durations import EPOCH, format_duration, milliseconds
 from anomaly_times.errors import AnomalyTimesError, MissionError, NoSeriesError
-from anomaly_times.evidence import CHANNELS, KEPT, Memory, remembered
+from anomaly_times.evidence import CHANNELS, DRIFT, KEPT, ROUGHNESS, SUSTAINED, Memory, remembered
 from anomaly_times.limits import BAND, REACH, fit_limits, floored, widened
 from anomaly_times.mission import Mission
 from anomaly_times.models import Forecaster, build_model
@@ -150,14 +150,11 @@ def _forecast(mission: Mission, store: Store, *, now: datetime, keep_history: bo
         known = rebased(history, since, season=mission.season, timezone=mission.timezone)
     # Of what was measured: values that were moved in proportion are finer than what comes.
     least = scoring.resolution(history.y)
-    raw, capped = _bounded(mission, model, known, least=least)
-    forecast = scoring.final_bounds(
-        raw, mission.detect, resolution=least, interval_scale=mission.forecast.interval_scale
-    )
+    forecast, capped = _bounded(mission, model, known, least=least)
     return ForecastResult(
         mission,
         forecast,
-        warnings=_band_warnings(mission, forecast),
+        warnings=(*_band_warnings(mission, forecast), *_limit_warnings(forecast)),
         ended=ended,
         capped=capped,
         history=history if keep_history else None,
@@ -165,15 +162,22 @@ def _forecast(mission: Mission, store: Store, *, now: datetime, keep_history: bo
 
 
 def _bounded(mission: Mission, model: Forecaster, history: Panel, *, least: Floats) -> tuple[Forecast, int]:
-    """The forecast with bounds, and limits where the mission watches more than points, as sensitive as it says.
+    """The forecast with final bounds, and limits where the mission watches more than points, as sensitive as it says.
 
     And how many series' budget asked for more than their history can tell. No half-width is under `least`, float64[S].
     """
+    scale = mission.forecast.interval_scale
     if mission.forecast.level is not None:
-        return forecast_with_bounds(model, history, h=mission.h, level=mission.forecast.level), 0
-    ahead = min(REACH // mission.step, _MOST_AHEAD) if not getattr(model, "slow", False) else 0
-    made = calibrated(model, history, h=max(mission.h, ahead), levels=(BAND,))
+        raw = forecast_with_bounds(model, history, h=mission.h, level=mission.forecast.level)
+        return scoring.final_bounds(raw, mission.detect, resolution=least, interval_scale=scale), 0
+    # Slow models make few past forecasts, and a long one costs them little more than a short one.
+    reach = REACH / 2 if getattr(model, "slow", False) else REACH
+    made = calibrated(model, history, h=max(mission.h, min(reach // mission.step, _MOST_AHEAD)), levels=(BAND,))
     band = floored(made.bounds(BAND), least)
+
+    def final(width: Floats) -> Forecast:
+        return scoring.final_bounds(widened(band, width), mission.detect, resolution=least, interval_scale=scale)
+
     budget = mission.detect.alerts_per_week
     fitted = fit_limits(
         made.history.y,
@@ -181,10 +185,10 @@ def _bounded(mission: Mission, model: Forecaster, history: Panel, *, least: Floa
         made.freedom,
         step=mission.step,
         alerts_per_week=budget / history.n_series if mission.detect.per == "mission" else budget,
+        final=lambda width: made.past_ratios(final(width)),
     )
-    final = widened(band, fitted).columns(slice(mission.h))
-    limits = fitted.rounded() if mission.watches_over_time else None
-    return replace(final, limits=limits), int(fitted.capped.sum())
+    bounded = final(fitted.width).columns(slice(mission.h))
+    return replace(bounded, limits=fitted.rounded() if mission.watches_over_time else None), int(fitted.capped.sum())
 
 
 def _without_exclusions(history: Panel, mission: Mission) -> Panel:
@@ -213,6 +217,19 @@ def _band_warnings(mission: Mission, forecast: Forecast) -> tuple[str, ...]:
     if above and watched != "below":
         warnings.append(f"the band of {above} series reaches above {high:g}: a rise cannot leave it")
     return tuple(warnings)
+
+
+def _limit_warnings(forecast: Forecast) -> tuple[str, ...]:
+    if forecast.limits is None:
+        return ()
+    blind = np.isinf(forecast.limits.limit[[SUSTAINED, ROUGHNESS, DRIFT], :, 0])
+    if not blind.any():
+        return ()
+    names = ", ".join(
+        CHANNELS[channel] for channel, none in zip((SUSTAINED, ROUGHNESS, DRIFT), blind, strict=True) if none.any()
+    )
+    n = int(blind.any(axis=0).sum())
+    return (f"{n} of {len(forecast.labels)} series have too short a past for limits of {names}: points are judged",)
 
 
 def detect_pass(
@@ -324,9 +341,10 @@ def _prepare(
         return stored.result().get(mission.name) if stored is not None else None
 
     def kept_of(mission: Mission) -> Evidence | None:
-        if kept is not None:
-            return kept.get(mission.name)
-        return before.result().get(mission.name) if before is not None else None
+        everything = kept if kept is not None else before.result() if before is not None else {}
+        found = everything.get(mission.name)
+        # What was held against forecasts that do not count is no evidence against those that do.
+        return _kept_after(found, since.get(mission.name)) if found is not None else None
 
     return [
         _Work(
@@ -402,8 +420,10 @@ def _read_values(mission: Mission, grid: Grid, store: Store) -> tuple[Panel, Flo
     """The series with a value on the grid, and each one's value a step before it (float64[S])."""
     wide = Grid(grid.start - grid.step, grid.step, grid.n + 1)
     panel = store.read(mission.promql, wide, max_series=mission.max_series)
-    there = np.isfinite(panel.y[:, 1:]).any(axis=1)
-    if not there.any():
+    # Where what is gone counts as 0, it goes on from its last value.
+    first = 0 if mission.detect.missing == "zero" else 1
+    there = np.isfinite(panel.y[:, first:]).any(axis=1)
+    if not np.isfinite(panel.y[:, 1:]).any():
         # The store says it in its own words.
         return store.read(mission.promql, grid, max_series=mission.max_series), np.empty(0)
     panel = panel if there.all() else panel.rows(there)
@@ -466,6 +486,13 @@ def _kept_before(written: Sequence[Labels], grid: Grid, kept: Evidence | None, i
     for to, of in zip(out.values, kept.values, strict=True):
         to[target] = of[source]
     return out
+
+
+def _kept_after(kept: Evidence, at: datetime | None) -> Evidence:
+    if at is None or at < kept.grid.start:
+        return kept
+    old = kept.grid.epoch_ms() <= milliseconds(at - EPOCH)
+    return replace(kept, values=np.where(old, np.nan, kept.values), incident=np.where(old, np.nan, kept.incident))
 
 
 def _scored_from(

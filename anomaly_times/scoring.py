@@ -158,7 +158,8 @@ def score(
     The gates of a channel: the wrong side for `detect.direction`, or less than `min_deviation` or
     `min_relative_deviation` · |yhat|. For `point` that is about y − yhat; for `sustained` and `drift` about how far
     values have been from the forecast of late (`evidence.deviation`), and on which side; for `roughness`, which has no
-    side and so needs `direction: both`, about the size of the moves. A flat line has none.
+    side and so needs `direction: both`, about the size of the moves, which must be 1 % of |yhat| as bounds must. A flat
+    line has none.
 
     Args:
         labels: of the source series, S of them.
@@ -242,8 +243,7 @@ def _closed(y: Floats, forecast: tuple[Floats, Floats, Floats], found: Floats, l
             if detect.direction != "both":
                 side[0, channel] = (above != (detect.direction == "above")) & (size > 0)
         move = found[ROUGHNESS] ** 2 * limits.move
-        side[1, ROUGHNESS] = (move < min(detect.min_deviation)) | (
-            move < min(detect.min_relative_deviation) * np.abs(yhat)
-        )
+        relative = max(_RELATIVE_FLOOR, min(detect.min_relative_deviation))
+        side[1, ROUGHNESS] = (move < min(detect.min_deviation)) | (move < relative * np.abs(yhat))
     side[0, ROUGHNESS] = detect.direction != "both"
     return side & np.isfinite(found)

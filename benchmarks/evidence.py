@@ -167,7 +167,7 @@ class Replay:
             part = slice(fit.first, end)
             yhat, lower, upper = (each[:, part] for each in (self.band.yhat, self.band.lower, self.band.upper))
             band = Forecast(self.y.labels, self.y.grid[part], None, yhat, lower, upper)
-            final = final_bounds(widened(band, limits), Detect(), resolution=self.least[:, fit.first])
+            final = final_bounds(widened(band, limits.width), Detect(), resolution=self.least[:, fit.first])
             bands = final.yhat, final.lower, final.upper
             memory, made = advance(memory, self.y.y[:, part], bands, limits, step=step)
             found.append(ratios_to_limits(made, limits))

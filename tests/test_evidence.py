@@ -307,7 +307,7 @@ def test_the_final_band_is_the_80_percent_band_times_the_width() -> None:
     limits = replace(limits_of(noise(2, 2016, seed=18)), width=np.array([2.0, 3.0]))
     panel = panel_of(np.zeros((2, 3)), step=FIVE)
     yhat = np.full((2, 3), 10.0)
-    wide = widened(Forecast(panel.labels, panel.grid, None, yhat, yhat - 1, yhat + 2), limits)
+    wide = widened(Forecast(panel.labels, panel.grid, None, yhat, yhat - 1, yhat + 2), limits.width)
     assert wide.lower[:, 0].tolist() == [8.0, 7.0]
     assert wide.upper[:, 0].tolist() == [14.0, 16.0]
 

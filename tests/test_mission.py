@@ -174,7 +174,7 @@ def test_a_mission_with_an_interval_can_be_read_back_with_every_field_spelt_out(
     assert not mission.watches_over_time
 
 
-@pytest.mark.parametrize("budget", [0, -1, float("inf"), float("nan"), 169, "often"])
+@pytest.mark.parametrize("budget", [0, -1, float("inf"), float("nan"), 169, "often", True])
 def test_a_budget_is_a_number_of_alerts_up_to_one_an_hour(budget: object) -> None:
     with pytest.raises(ValidationError, match="alerts_per_week"):
         Mission.model_validate({"name": "a", "promql": "b", "detect": {"alerts_per_week": budget}})

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 
+from anomaly_times import passes
 from anomaly_times.evidence import DRIFT, FLAT, LEVEL_SHIFT, ROUGHNESS, SUSTAINED
-from anomaly_times.mission import Mission
-from anomaly_times.panel import Evidence, Floats, Grid, Labels, Panel, Scores, round_significant
+from anomaly_times.mission import Mission, ModelSpec
+from anomaly_times.models import build_model
+from anomaly_times.panel import Evidence, Floats, Grid, Labels, Panel, Quantiles, Scores, round_significant
 from anomaly_times.passes import detect_pass, forecast_pass, write_forecasts, write_scores
 from anomaly_times.testing import MemoryStore
 
@@ -225,3 +228,106 @@ def test_a_gap_of_hours_raises_nothing_by_itself() -> None:
         if result.scores is not None:
             hot += int((result.scores.score > 1).any(axis=1).sum())
     assert hot <= 2
+
+
+def test_a_line_that_stays_flat_is_found_and_stays_found_while_forecasts_go_on() -> None:
+    made, hours = mission(), 8
+    for frozen in (0, 5, 11):
+        values, now = panel(2, hours), WEEKS * 2016
+        values.y[:, now + frozen :] = 100.0
+        store = MemoryStore({"load": values})
+        found = []
+        for hour in range(hours):
+            write_forecasts(forecast_pass([made], {"": store}, now=BEGIN + hour * HOUR), {"": store})
+            scores = detect(made, store, BEGIN + (hour + 1) * HOUR)
+            assert scores is not None
+            found.append(scores)
+        whole = Scores.joined(found)
+        assert whole.reason is not None
+        assert (whole.score[:, frozen + 14 :] > 1).all()
+        assert (whole.reason[:, -12:] == FLAT).all()
+
+
+def test_bounds_that_are_scaled_take_the_other_limits_with_them() -> None:
+    values = panel(30, 12, seed=5)
+    hot = {}
+    for scale in (1.0, 0.5):
+        made = mission(forecast={"model": "profile", "interval_scale": scale})
+        store = MemoryStore({"load": values})
+        over_time = 0
+        for hour in range(0, 12, 2):
+            write_forecasts(forecast_pass([made], {"": store}, now=BEGIN + hour * HOUR), {"": store})
+            scores = detect(made, store, BEGIN + (hour + 1) * HOUR)
+            assert scores is not None
+            assert scores.reason is not None
+            over_time += int(((scores.score > 1) & (scores.reason != 0)).any(axis=1).sum())
+        hot[scale] = over_time
+    assert hot[0.5] <= hot[1.0] + 3
+
+
+def test_evidence_against_forecasts_that_do_not_count_any_more_is_none() -> None:
+    made, hours = mission(), 4
+    values = panel(2, hours)
+    values.y[:, WEEKS * 2016 :] += 100
+    store = MemoryStore({"load": values})
+    hourly_forecasts(made, store, 1)
+    assert detect(made, store, BEGIN + HOUR) is not None
+    [before] = detect_pass([made], {"": store}, now=BEGIN + HOUR + STEP)
+    assert before.scores is not None
+    assert before.scores.evidence is not None
+    assert (before.scores.evidence[DRIFT - 1, :, 0] > 0.4).all()
+    rebased = mission(forecast={"model": "profile", "rebase": (BEGIN + STEP).isoformat()})
+    results = forecast_pass([rebased], {"": store}, now=BEGIN + HOUR)
+    [after] = detect_pass(
+        [rebased],
+        {"": store},
+        now=BEGIN + HOUR + STEP,
+        forecasts={"load": results[0].forecast},  # type: ignore[dict-item]
+        since={"load": BEGIN + HOUR},
+    )
+    assert after.scores is not None
+    assert after.scores.evidence is not None
+    assert (np.abs(after.scores.evidence[DRIFT - 1, :, 0]) < 0.1).all()
+    assert (after.scores.score[:, 0] < 1).all()
+
+
+def test_a_slow_model_has_limits_over_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        slow = True
+
+        def __init__(self) -> None:
+            self.model = build_model(ModelSpec(type="seasonal_naive"))
+
+        def forecast(self, history: Panel, *, h: int, quantiles: Sequence[float]) -> Quantiles:
+            return self.model.forecast(history, h=h, quantiles=quantiles)
+
+    monkeypatch.setattr(passes, "build_model", lambda *_, **__: Slow())
+    [result] = forecast_pass([mission()], {"": MemoryStore({"load": panel(2, 1)})}, now=BEGIN)
+    assert result.forecast is not None
+    assert result.forecast.limits is not None
+    assert np.isfinite(result.forecast.limits.limit).all()
+    assert result.warnings == ()
+
+
+def test_series_too_young_for_evidence_over_time_are_counted() -> None:
+    values = panel(3, 1)
+    values.y[0, : -24 * 12] = np.nan
+    [result] = forecast_pass([mission()], {"": MemoryStore({"load": values})}, now=BEGIN)
+    assert any("1 of 3 series have too short a past" in text for text in result.warnings)
+
+
+def test_a_vanished_series_that_counts_as_zero_goes_on_from_its_last_value_however_passes_are_cut() -> None:
+    made, hours = mission(detect={"every": "5m", "catch_up": "12h", "missing": "zero"}), 4
+    values = panel(2, hours)
+    values.y[0, WEEKS * 2016 + 24 :] = np.nan
+    alone, hourly = MemoryStore({"load": values}), MemoryStore({"load": values})
+    for store in (alone, hourly):
+        hourly_forecasts(made, store, hours)
+    for point in range(1, hours * 12 + 1):
+        detect(made, alone, BEGIN + point * STEP)
+    for hour in range(1, hours + 1):
+        [result] = detect_pass([made], {"": hourly}, now=BEGIN + hour * HOUR, window=HOUR)
+        write_scores([result], {"": hourly})
+    one, other = (stored(made, store, hours) for store in (alone, hourly))
+    np.testing.assert_array_equal(one[0], other[0])
+    np.testing.assert_array_equal(one[1].values, other[1].values)
