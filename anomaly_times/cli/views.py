@@ -476,8 +476,8 @@ def budget_in_words(mission: Mission) -> str:
 def capped_note(capped: int, series: int) -> str:
     """That an alert budget asks for what is rarer than a history of `capped` of so many series can tell."""
     return (
-        f"{capped:,} of {counted(series, 'series', 'series')} may raise more alerts than the budget says: a history tells "
-        "of what is rare up to ten times its own length; a longer lookback helps"
+        f"{capped:,} of {counted(series, 'series', 'series')} may raise more alerts than the budget says: a history "
+        "tells of what is rare up to ten times its own length; a longer lookback helps"
     )
 
 
