@@ -53,7 +53,7 @@ _FURTHEST = 10.0
 _OUTSIDE = 1 - BAND / 100
 # The tail: where it begins, how few values it may have, and how many values its usual shape is worth.
 _TAIL, _FEWEST_IN_TAIL, _SHAPE_WEIGHT = 0.02, 8, 30.0
-_MOST_DOUBT, _ROOM, _FORECAST = 6.0, 1.5, 4.0
+_MOST_DOUBT, _ROOM, _FORECAST = 6.0, 1.2, 4.0
 _FEWEST_FREEDOM, _ENOUGH = 8.0, 32
 _SOON = timedelta(hours=3)
 _SEED = 20170612
@@ -421,9 +421,9 @@ def _width(history: Floats, ratios: Floats, share: Floats, freedom: Floats, step
 def _most(errors: Floats, share: Floats) -> Floats:
     """How wide a band may be after errors so large (float64[S, N]), to be left so rarely: float64[S].
 
-    Half as much again as the largest error, and farther by the root of how many times as rare that is: the tail with
-    finite variance that is the heaviest. However heavy the tail of values is, much of it may have been forecast. No
-    limit where there are few errors.
+    A fifth more than the largest error, and farther by the root of how many times as rare that is: the tail with finite
+    variance that is the heaviest. However heavy the tail of values is, much of it may have been forecast. No limit
+    where there are few errors.
     """
     known = np.isfinite(errors)
     n = known.sum(axis=1)
