@@ -35,7 +35,7 @@ from anomaly_times.models.season import blocks_of_rows, nan_median, sorted_plane
 from anomaly_times.models.tails import pareto, student_to_normal
 from anomaly_times.panel import Floats, Forecast, Limits, round_significant
 
-__all__ = ["BAND", "REACH", "FittedLimits", "fit_limits", "floored", "level_for", "widened"]
+__all__ = ["BAND", "REACH", "FittedLimits", "fit_limits", "floored", "widened"]
 
 BAND = 80.0
 """The level of the band that limits are made for; `widened` makes the final one of it."""
@@ -45,7 +45,6 @@ REACH = timedelta(hours=12)
 
 _WEEK, _DAY, _HOUR = timedelta(weeks=1), timedelta(days=1), timedelta(hours=1)
 _HOURS_A_WEEK = 168
-_RAREST = 1e-7
 # How much of the budget each channel may spend. More than the whole, for channels overlap, and limits that are badly
 # known are rather too wide.
 _POINT_SHARE, _SUSTAINED_SHARE, _ROUGHNESS_SHARE, _DRIFT_SHARE = 0.6, 0.3, 0.35, 0.4
@@ -54,7 +53,7 @@ _FURTHEST = 10.0
 _OUTSIDE = 1 - BAND / 100
 # The tail: where it begins, how few values it may have, and how many values its usual shape is worth.
 _TAIL, _FEWEST_IN_TAIL, _SHAPE_WEIGHT = 0.02, 8, 30.0
-_MOST_DOUBT, _ROOM, _FORECAST, _BEYOND_CLAIMS = 6.0, 1.2, 4.0, 4 / 3
+_MOST_DOUBT, _ROOM, _FORECAST = 6.0, 1.2, 4.0
 _FEWEST_FREEDOM, _ENOUGH = 8.0, 32
 _SOON = timedelta(hours=3)
 _SEED = 20170612
@@ -88,12 +87,6 @@ class FittedLimits(Limits):
     capped: Bools
 
 
-def level_for(alerts_per_week: float, step: timedelta) -> float:
-    """The level, in per cent, of bounds that independent points leave as often as the budget lets them."""
-    points = _WEEK / step
-    return 100 * (1 - min(0.5, max(_RAREST, _POINT_SHARE * alerts_per_week / points)))
-
-
 def floored(forecast: Forecast, least: Floats) -> Forecast:
     """The forecast with half-widths of at least `least` (float64[S]), the smallest move of each series, say."""
     limit = np.finfo(np.float64).max
@@ -121,7 +114,6 @@ def fit_limits(
     step: timedelta,
     alerts_per_week: float = 0.5,
     final: Callable[[Floats], Floats] | None = None,
-    claimed: Floats | None = None,
 ) -> FittedLimits:
     """Limits that normal data exceeds about `alerts_per_week` times a week and series, all channels together.
 
@@ -134,8 +126,6 @@ def fit_limits(
         alerts_per_week: the budget; points and episodes of one hour (of one step, where that is longer) count alike.
         final: past errors over the half-widths that will be stored, in the form of `ratios`, for a band made so many
             times as wide (float64[S]); without it bounds are taken for the widened band.
-        claimed: how many times as wide calibrated bounds of `level_for` this budget are (float64[S]); the band becomes
-            at most a third wider than those.
 
     Returns:
         A channel whose past is too short for one has an infinite limit; before two days of a series all but points.
@@ -183,8 +173,6 @@ def fit_limits(
         hours = _hourly_maxima(np.abs(errors), np.isfinite(errors), per_hour)
         raised = _raised(width[block], _grouped(hours, ahead), _POINT_SHARE * hourly[block])
         width[block] = np.minimum(raised, _most(errors, share[block]))
-    if claimed is not None:
-        width = np.maximum(1.0, np.minimum(width, _BEYOND_CLAIMS * claimed))
     stored = final(width)[:, :, : ratios.shape[2]] if final is not None else ratios / width[:, None, None]
     for block in blocks_of_rows(n_series, n_errors) if n_errors else ():
         with np.errstate(over="ignore", invalid="ignore"):

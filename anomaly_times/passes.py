@@ -24,7 +24,7 @@ from anomaly_times.conventions import source_labels
 from anomaly_times.durations import EPOCH, format_duration, milliseconds
 from anomaly_times.errors import AnomalyTimesError, MissionError, NoSeriesError
 from anomaly_times.evidence import CHANNELS, DRIFT, KEPT, ROUGHNESS, SUSTAINED, Memory, remembered
-from anomaly_times.limits import BAND, REACH, fit_limits, floored, level_for, widened
+from anomaly_times.limits import BAND, REACH, fit_limits, floored, widened
 from anomaly_times.mission import Mission
 from anomaly_times.models import Forecaster, build_model
 from anomaly_times.models.calibrate import calibrated, forecast_with_bounds
@@ -172,24 +172,20 @@ def _bounded(mission: Mission, model: Forecaster, history: Panel, *, least: Floa
         return scoring.final_bounds(raw, mission.detect, resolution=least, interval_scale=scale), 0
     # Slow models make few past forecasts, and a long one costs them little more than a short one.
     reach = REACH / 2 if getattr(model, "slow", False) else REACH
-    budget = mission.detect.alerts_per_week / (history.n_series if mission.detect.per == "mission" else 1)
-    level = level_for(budget, mission.step)
-    made = calibrated(model, history, h=max(mission.h, min(reach // mission.step, _MOST_AHEAD)), levels=(BAND, level))
-    band, claim = (floored(made.bounds(each), least) for each in (BAND, level))
+    made = calibrated(model, history, h=max(mission.h, min(reach // mission.step, _MOST_AHEAD)), levels=(BAND,))
+    band = floored(made.bounds(BAND), least)
 
     def final(width: Floats) -> Forecast:
         return scoring.final_bounds(widened(band, width), mission.detect, resolution=least, interval_scale=scale)
 
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        claimed = np.median((claim.upper - claim.lower) / (band.upper - band.lower), axis=1)
+    budget = mission.detect.alerts_per_week
     fitted = fit_limits(
         made.history.y,
         made.past_ratios(band),
         made.freedom,
         step=mission.step,
-        alerts_per_week=budget,
+        alerts_per_week=budget / history.n_series if mission.detect.per == "mission" else budget,
         final=lambda width: made.past_ratios(final(width)),
-        claimed=np.where(np.isfinite(claimed), claimed, np.inf),
     )
     bounded = final(fitted.width).columns(slice(mission.h))
     return replace(bounded, limits=fitted.rounded() if mission.watches_over_time else None), int(fitted.capped.sum())

@@ -21,7 +21,7 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 from anomaly_times import evidence
 from anomaly_times.evidence import CHANNELS, Memory, advance, ratios_to_limits, strongest
-from anomaly_times.limits import BAND, fit_limits, floored, level_for, widened
+from anomaly_times.limits import BAND, fit_limits, floored, widened
 from anomaly_times.mission import Detect, ModelSpec
 from anomaly_times.models import build_model
 from anomaly_times.models.calibrate import Calibrated, calibrated
@@ -143,8 +143,6 @@ class Fit:
     history: Floats
     ratios: Floats
     freedom: Floats
-    claimed: Mapping[float, Floats]
-    """By budget, as `fit_limits` takes it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,9 +163,7 @@ class Replay:
         memory, found = Memory.none(self.y.n_series), []
         ends = [fit.first for fit in self.fits[1:]] + [self.y.grid.n]
         for fit, end in zip(self.fits, ends, strict=True):
-            limits = fit_limits(
-                fit.history, fit.ratios, fit.freedom, step=step, alerts_per_week=budget, claimed=fit.claimed[budget]
-            )
+            limits = fit_limits(fit.history, fit.ratios, fit.freedom, step=step, alerts_per_week=budget)
             part = slice(fit.first, end)
             yhat, lower, upper = (each[:, part] for each in (self.band.yhat, self.band.lower, self.band.upper))
             band = Forecast(self.y.labels, self.y.grid[part], None, yhat, lower, upper)
@@ -191,15 +187,9 @@ def replayed(panel: Panel, first: int, size: Size, *, lookback: int) -> Replay:
         floor = resolution(history.y)
         least[:, part] = floor[:, None]
         if made is None or number % size.fit_every == 0:
-            levels = {budget: level_for(budget, size.step) for budget in BUDGETS}
-            made = calibrated(model, history, h=size.h, levels=(BAND, *levels.values()), origins=size.origins)
+            made = calibrated(model, history, h=size.h, levels=(BAND,), origins=size.origins)
             now = floored(made.bounds(BAND), floor)
-            claims = {budget: floored(made.bounds(level), floor) for budget, level in levels.items()}
-            claimed = {
-                budget: np.median((each.upper - each.lower) / (now.upper - now.lower), axis=1)
-                for budget, each in claims.items()
-            }
-            fits.append(Fit(part.start, made.history.y, made.past_ratios(now), made.freedom, claimed))
+            fits.append(Fit(part.start, made.history.y, made.past_ratios(now), made.freedom))
         else:
             quantiles = model.forecast(history, h=size.h, quantiles=made.quantiles.levels)
             now = floored(replace(made, quantiles=quantiles, history=history).bounds(BAND), floor)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from anomaly_times.evidence import CHANNELS
-from anomaly_times.limits import FittedLimits, fit_limits, level_for
+from anomaly_times.limits import FittedLimits, fit_limits
 from anomaly_times.panel import Floats
 
 FIVE, HOUR = timedelta(minutes=5), timedelta(hours=1)
@@ -197,20 +197,3 @@ def test_steps_that_were_forecast_do_not_widen_the_band() -> None:
     ratios = off[:, FIRST:].reshape(10, CUTS, AHEAD) / (0.3 * NINE_TENTHS)
     limits = fit_limits(off + steps, ratios, np.full(10, 1000.0), step=FIVE)
     assert (NINE_TENTHS * limits.width < 7).all()
-
-
-def test_a_band_is_at_most_a_third_wider_than_calibrated_bounds_of_the_same_budget() -> None:
-    y = noise(5, N_POINTS, seed=33)
-    ratios = y[:, FIRST:].reshape(5, CUTS, AHEAD) / NINE_TENTHS
-    known = np.full(5, 1000.0)
-    free = fit_limits(y, ratios, known, step=FIVE)
-    held = fit_limits(y, ratios, known, step=FIVE, claimed=free.width / 2)
-    np.testing.assert_allclose(held.width, free.width * 2 / 3)
-    np.testing.assert_array_equal(fit_limits(y, ratios, known, step=FIVE, claimed=free.width).width, free.width)
-
-
-def test_the_level_of_a_budget_leaves_a_part_of_it_to_points() -> None:
-    points = 2016 * (1 - level_for(0.5, FIVE) / 100)
-    assert 0.2 < points < 0.5
-    assert level_for(1e-9, FIVE) < 100
-    assert level_for(168, timedelta(days=1)) >= 50
