@@ -56,7 +56,6 @@ __all__ = [
     "root",
     "rough",
     "strongest",
-    "window",
 ]
 
 CHANNELS = ("point", "sustained", "roughness", "drift", "flat")
@@ -279,14 +278,14 @@ def incidents(score: Floats, memory: Memory, *, step: timedelta) -> tuple[Memory
     return after, out
 
 
-def window(step: timedelta) -> int:
+def _window(step: timedelta) -> int:
     """In how many steps an average forgets one half."""
     return max(_FEWEST_STEPS, round(_HALF_LIFE / step))
 
 
 def decay(step: timedelta) -> float:
     """What an average keeps of itself in a step."""
-    return float(0.5 ** (1 / window(step)))
+    return float(0.5 ** (1 / _window(step)))
 
 
 def root(ratio: Floats) -> Floats:

@@ -145,7 +145,7 @@ def fit_limits(
     hourly = np.maximum(alerts_per_week, np.minimum(least, 1e6)) / _HOURS_A_WEEK * max(1.0, step / _HOUR)
     a_day = max(1, round(_DAY / max(step, _HOUR)))
     freedom = np.maximum(_FEWEST_FREEDOM, freedom)
-    per_hour = max(1, round(timedelta(hours=1) / step))
+    per_hour = max(1, round(_HOUR / step))
 
     usual = np.zeros((len(CHANNELS), n_series, 1))
     limit = np.full((len(CHANNELS), n_series, 1), np.inf)
@@ -260,7 +260,7 @@ def _roughness(history: Floats) -> tuple[Floats, Floats]:
 def _hours_of(x: Floats, step: timedelta, around: float | None = None) -> Floats:
     """The largest size in each hour of the moving average of a past (float64[S, T]): float64[S, hours]."""
     average = np.abs(_average(x, step, around=around))
-    return _hourly_maxima(average, np.isfinite(x), max(1, round(timedelta(hours=1) / step)))
+    return _hourly_maxima(average, np.isfinite(x), max(1, round(_HOUR / step)))
 
 
 def _hourly_maxima(average: Floats, known: Bools, per_hour: int) -> Floats:
@@ -315,7 +315,7 @@ def _independent(stray: Floats, variance: Floats, step: timedelta) -> Floats:
     groups = _grouped(stray, _HOURS_ALIKE)
     known = np.isfinite(groups)
     of_sums = (np.where(known, groups, 0.0).sum(axis=2) ** 2).sum(axis=1) / np.maximum(1, known.sum(axis=(1, 2)))
-    keep = decay(step) ** max(1, round(timedelta(hours=1) / step))
+    keep = decay(step) ** max(1, round(_HOUR / step))
     with np.errstate(divide="ignore", invalid="ignore"):
         told = n_hours * np.where(of_sums > variance, variance / of_sums, 1.0)
     return np.asarray(np.maximum(_FEWEST_FREEDOM, np.minimum(told, n_hours * (1 - keep) / (1 + keep))))
@@ -471,7 +471,7 @@ def _plain_errors(history: Floats, step: timedelta) -> Floats:
 
     In units of what eight in ten are under. No points where there are few days.
     """
-    a_day, an_hour = round(_DAY / step), max(1, round(timedelta(hours=1) / step))
+    a_day, an_hour = round(_DAY / step), max(1, round(_HOUR / step))
     if history.shape[1] < _FEWEST_DAYS * max(1, a_day):
         return history[:, :0]
     rest = _less_usual_day(history, step)

@@ -48,6 +48,17 @@ def detect(made: Mission, store: MemoryStore, now: datetime) -> Scores | None:
     return result.scores
 
 
+def lived(made: Mission, store: MemoryStore, hours: int) -> Scores:
+    """All scores of so many hours, each forecast at its begin and scored at its end."""
+    found = []
+    for hour in range(hours):
+        write_forecasts(forecast_pass([made], {"": store}, now=BEGIN + hour * HOUR), {"": store})
+        scores = detect(made, store, BEGIN + (hour + 1) * HOUR)
+        assert scores is not None
+        found.append(scores)
+    return Scores.joined(found)
+
+
 def stored(made: Mission, store: MemoryStore, hours: int) -> tuple[Floats, Evidence]:
     grid = Grid(BEGIN + STEP, STEP, hours * 12)
     return store.read_scores([made], grid)["load"].y, store.read_evidence([made], grid)["load"]
@@ -121,13 +132,7 @@ def test_after_a_lasting_level_shift_the_score_says_so_and_is_under_one_again_wi
     values = panel(3, hours)
     values.y[:, WEEKS * 2016 + 12 :] += 60
     store = MemoryStore({"load": values})
-    found = []
-    for hour in range(hours):
-        write_forecasts(forecast_pass([made], {"": store}, now=BEGIN + hour * HOUR), {"": store})
-        scores = detect(made, store, BEGIN + (hour + 1) * HOUR)
-        assert scores is not None
-        found.append(scores)
-    whole = Scores.joined(found)
+    whole = lived(made, store, hours)
     assert whole.reason is not None
     hot = whole.score > 1
     assert hot[:, 12:24].mean() > 0.9
@@ -236,13 +241,7 @@ def test_a_line_that_stays_flat_is_found_and_stays_found_while_forecasts_go_on()
         values, now = panel(2, hours), WEEKS * 2016
         values.y[:, now + frozen :] = 100.0
         store = MemoryStore({"load": values})
-        found = []
-        for hour in range(hours):
-            write_forecasts(forecast_pass([made], {"": store}, now=BEGIN + hour * HOUR), {"": store})
-            scores = detect(made, store, BEGIN + (hour + 1) * HOUR)
-            assert scores is not None
-            found.append(scores)
-        whole = Scores.joined(found)
+        whole = lived(made, store, hours)
         assert whole.reason is not None
         assert (whole.score[:, frozen + 14 :] > 1).all()
         assert (whole.reason[:, -12:] == FLAT).all()
