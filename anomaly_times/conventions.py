@@ -14,25 +14,47 @@ from typing import Literal
 from anomaly_times.panel import Labels
 
 __all__ = [
+    "BY_HAND",
     "DETECTION_DEPLOYMENT",
+    "DURATION",
+    "ERRORS",
     "EVIDENCE",
     "FAILED",
     "FORECASTING_DEPLOYMENT",
+    "FORECAST_ABS_ERROR",
+    "FORECAST_END",
     "FORECAST_METRICS",
+    "FORECAST_QUALITY",
     "INCIDENT",
+    "INFO_LABELS",
     "LABEL_CHANNEL",
     "LABEL_KIND",
     "LABEL_METRIC",
     "LABEL_MISSION",
+    "LAST_SUCCESS",
     "LIMIT",
     "LIMIT_METRICS",
     "LOWER",
+    "MISSING_FORECAST",
+    "MISSION_INFO",
     "MISSION_NAME",
     "MOVE",
+    "NAIVE_ABS_ERROR",
     "OUR_METRICS",
+    "PASS_LABELS",
+    "POINTS_DROPPED",
+    "POINTS_IN_BAND",
+    "POINTS_JUDGED",
+    "POINTS_READ",
+    "POINTS_WRITTEN",
     "PRED",
     "REASON",
     "SCORE",
+    "SCORED_POINTS",
+    "SELF_METRICS",
+    "SERIES",
+    "SERIES_ANOMALOUS",
+    "STAGES",
     "TAG",
     "TAG_PAUSED",
     "UPPER",
@@ -73,6 +95,51 @@ EVIDENCE = "anomaly_evidence"
 FAILED = "anomaly_mission_failed"
 """1 at the time of a run in which a mission failed, with the labels `mission` and `kind`."""
 OUR_METRICS = (*FORECAST_METRICS, *LIMIT_METRICS, SCORE, REASON, INCIDENT, EVIDENCE, FAILED)
+
+MISSION_INFO = "at_mission_info"
+"""1 while a mission runs, 0 from when it is paused or gone; the labels `INFO_LABELS` say what it is."""
+SERIES = "at_series"
+"""Series with a value in this detection pass, by mission, as are the next three."""
+SCORED_POINTS = "at_scored_points"
+"""Points that this detection pass scored."""
+MISSING_FORECAST = "at_missing_forecast"
+"""Points that this detection pass could not score for want of a forecast."""
+SERIES_ANOMALOUS = "at_series_anomalous"
+"""Series whose newest score of this detection pass is over `alert.above`."""
+ERRORS = "at_errors"
+"""1 where a pass failed for the mission, else 0; with the label `kind`, as is the next."""
+LAST_SUCCESS = "at_last_success_timestamp_seconds"
+"""The `now` of a pass that succeeded for the mission."""
+FORECAST_END = "at_forecast_end_timestamp_seconds"
+"""The last time that the newest forecast of the mission is for."""
+POINTS_JUDGED = "at_points_judged"
+"""Points since the last forecast that had a value, a stored forecast, and a value a season before."""
+POINTS_IN_BAND = "at_points_in_band"
+"""Those of the points judged that lie within their bounds: over `POINTS_JUDGED`, the coverage."""
+FORECAST_ABS_ERROR = "at_forecast_abs_error"
+"""Over the points judged, the sum of abs(y − yhat)."""
+NAIVE_ABS_ERROR = "at_naive_abs_error"
+"""Over the points judged, the sum of abs(y − y a season before): under `FORECAST_ABS_ERROR`, the MASE."""
+DURATION = "at_pass_duration_seconds"
+"""How long a stage of the pass took, in seconds; the labels are `PASS_LABELS` and `stage`."""
+POINTS_READ = "at_points_read"
+"""Points of series that this pass read from its source, less gaps; the labels are `PASS_LABELS`, as of the next two."""
+POINTS_WRITTEN = "at_points_written"
+"""Samples of results that this pass wrote to its source."""
+POINTS_DROPPED = "at_points_dropped"
+"""Points that this pass read and has no result for: those of missions that failed, and those without a forecast."""
+FORECAST_QUALITY = (POINTS_JUDGED, POINTS_IN_BAND, FORECAST_ABS_ERROR, NAIVE_ABS_ERROR)
+SELF_METRICS = (
+    *(MISSION_INFO, SERIES, SCORED_POINTS, MISSING_FORECAST, SERIES_ANOMALOUS, ERRORS, LAST_SUCCESS, FORECAST_END),
+    *(*FORECAST_QUALITY, DURATION, POINTS_READ, POINTS_WRITTEN, POINTS_DROPPED),
+)
+"""What passes tell about themselves, all gauges: a sample at the `now` of a pass is that pass's own figure."""
+INFO_LABELS = ("mission", "project", "source", "model", "step", "forecast_every", "detect_every")
+PASS_LABELS = ("pack", "kind", "source")
+STAGES = ("read", "compute", "write", "total")
+"""What the label `stage` of `DURATION` says."""
+BY_HAND = "by-hand"
+"""The label `pack` of a pass that no pack asked for."""
 
 LABEL_MISSION = "mission"
 LABEL_METRIC = "metric"
