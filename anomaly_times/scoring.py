@@ -34,9 +34,11 @@ from anomaly_times.panel import Floats, Forecast, Grid, Labels, Limits, Scores, 
 __all__ = [
     "MAX_SCORE",
     "MISSING_SCORE",
+    "POINTS_ALONE",
     "Scored",
     "final_bounds",
     "format_score",
+    "gated",
     "resolution",
     "score",
     "unseen_sides",
@@ -185,16 +187,10 @@ def score(
     with np.errstate(invalid="ignore"):
         impossible = known & ((y < low) | (y > high))
 
-    limits = limits or _POINTS_ALONE
+    limits = limits or POINTS_ALONE
     memory, found = advance(memory, np.where(impossible, np.nan, y), (yhat, lower, upper), limits, step=grid.step)
     found = round_significant(found)
-    closed = _closed(y, (yhat, lower, upper), found, limits, detect)
-    ratios = np.where(closed.any(axis=0), 0.0, ratios_to_limits(found, limits))
-    result, channel = strongest(ratios)
-    reason = np.where(np.isfinite(result), channel.astype(np.float64), np.nan)
-    shifted = np.isin(channel, (POINT, SUSTAINED, DRIFT)) & (result > 0) & is_level_shift(found)
-    reason[shifted] = LEVEL_SHIFT
-    result = np.minimum(result, MAX_SCORE)
+    result, reason, closed = gated(y, (yhat, lower, upper), found, limits, detect)
     result[impossible], reason[impossible] = detect.out_of_range_score, OUT_OF_RANGE
     if detect.missing == "anomaly":
         result[absent], reason[absent] = MISSING_SCORE, MISSING
@@ -221,8 +217,34 @@ def score(
     )
 
 
-_POINTS_ALONE = Limits(np.full((5, 1, 1), np.nan), np.full((5, 1, 1), np.nan), np.full((1, 1), np.nan))
-_POINTS_ALONE.usual[POINT], _POINTS_ALONE.limit[POINT] = 0.0, 1.0
+def gated(
+    y: Floats, forecast: tuple[Floats, Floats, Floats], found: Floats, limits: Limits, detect: Detect
+) -> tuple[Floats, Floats, Bools]:
+    """What evidence scores under the gates of `detect`, before it is rounded, and what that is of.
+
+    Args:
+        y: float64[S, T].
+        forecast: yhat, lower, upper; float64[S, T] each.
+        found: evidence by channel, float64[5, S, T]; it does not depend on gates.
+        limits: in force at each point.
+        detect: the gates.
+
+    Returns:
+        Scores and reasons (float64[S, T], NaN where there is no evidence), and which gates are closed for each channel:
+        bool[2, 5, S, T], for the side and for the size.
+    """
+    closed = _closed(y, forecast, found, limits, detect)
+    ratios = np.where(closed.any(axis=0), 0.0, ratios_to_limits(found, limits))
+    result, channel = strongest(ratios)
+    reason = np.where(np.isfinite(result), channel.astype(np.float64), np.nan)
+    shifted = np.isin(channel, (POINT, SUSTAINED, DRIFT)) & (result > 0) & is_level_shift(found)
+    reason[shifted] = LEVEL_SHIFT
+    return np.minimum(result, MAX_SCORE), reason, closed
+
+
+POINTS_ALONE = Limits(np.full((5, 1, 1), np.nan), np.full((5, 1, 1), np.nan), np.full((1, 1), np.nan))
+POINTS_ALONE.usual[POINT], POINTS_ALONE.limit[POINT] = 0.0, 1.0
+"""Limits of any series where nothing but points counts."""
 
 
 def _closed(y: Floats, forecast: tuple[Floats, Floats, Floats], found: Floats, limits: Limits, detect: Detect) -> Bools:
