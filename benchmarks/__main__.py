@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--series N] [--missions N] [--only read detect …]`: a table, and bench-results/speed.json."""
+"""`python -m benchmarks [--series N] [--missions N] [--only read …]`: a table, and bench-results/speed.json."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import missions, speed
+from benchmarks import backtests, missions, speed
 from benchmarks.measure import Row
 
-GROUPS = {"startup": speed.startup, "models": speed.models, "read": speed.read, "detect": speed.detect}
+GROUPS = {
+    "startup": speed.startup,
+    "models": speed.models,
+    "read": speed.read,
+    "detect": speed.detect,
+    "backtest": backtests.backtest,
+}
 MISSIONS = "missions"
 
 
