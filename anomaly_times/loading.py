@@ -34,6 +34,8 @@ MAX_EACH = 10_000
 MAX_MISSIONS = 50_000
 """Missions that all files of a load may make: an alias repeats a list of values at no cost."""
 
+_EITHER = (("forecast", ("every", "cron")), ("detect", ("every", "cron")), ("alert", ("for", "points")))
+"""Fields of which a mission has one: that of a mission replaces the other one of its defaults."""
 _EACH = re.compile(r"\$\{each(?:\.([A-Za-z_][A-Za-z0-9_]*))?\}")
 _SUFFIXES = (".yaml", ".yml")
 _TOO_SHORT_TO_GUESS = 0.6
@@ -271,13 +273,13 @@ def _shape(file: str, line: int, message: str) -> Problem:
 
 
 def _over(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields `own` over those of `base`; a `cron` replaces an `every` and the other way round."""
+    """The fields `own` over those of `base`; of two that say one thing (`every`, `cron`) one replaces the other."""
     out = _merged(base, own)
-    for part in ("forecast", "detect"):
+    for part, either in _EITHER:
         mine = own.get(part)
-        given = [key for key in ("every", "cron") if isinstance(mine, dict) and mine.get(key) is not None]
+        given = [key for key in either if isinstance(mine, dict) and mine.get(key) is not None]
         if len(given) == 1:
-            out[part] = {key: value for key, value in out[part].items() if key in given or key not in ("every", "cron")}
+            out[part] = {key: value for key, value in out[part].items() if key in given or key not in either}
     return out
 
 

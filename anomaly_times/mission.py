@@ -6,6 +6,7 @@ A mission is what a user writes; it is frozen, refuses fields that it does not k
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -53,6 +54,8 @@ Budget = Literal["series", "mission"]
 
 MOST_ALERTS = 168.0
 """A week: one an hour. Who wants more wants a plain interval."""
+MOST_POINTS = 1440
+"""That `alert.points` may be about: a day of minutely ones."""
 
 
 class _Spec(BaseModel):
@@ -72,6 +75,13 @@ class ModelSpec(BaseModel):
     def params(self) -> dict[str, Any]:
         """The model's own parameters."""
         return dict(self.__pydantic_extra__ or {})
+
+
+def _check_label_name(name: str, *, taken: Sequence[str]) -> None:
+    if name in (*taken, "__name__"):
+        raise ValueError(f"the label {name!r} is ours")
+    if not (name.isascii() and name.replace("_", "a").isalnum() and not name[:1].isdigit()):
+        raise ValueError(f"{name[:64]!r} is no label name")
 
 
 def _no_switch(value: object) -> object:
@@ -234,6 +244,22 @@ class Detect(_Cadence):
 _USUAL = Detect()
 
 
+def _points(text: str) -> str:
+    """`3 of 5`, spelled in one way."""
+    found = re.fullmatch(r"\s*(\d{1,4})\s+of\s+(\d{1,4})\s*", text, re.ASCII)
+    least, newest = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= least <= newest <= MOST_POINTS:
+        raise ValueError(f"{text[:64]!r} is no number of points; write it like 3 of 5, of {MOST_POINTS} at most")
+    return f"{least} of {newest}"
+
+
+Points = Annotated[
+    str,
+    AfterValidator(_points),
+    WithJsonSchema({"type": "string", "title": "k of n", "pattern": r"^\s*\d{1,4}\s+of\s+\d{1,4}\s*$"}),
+]
+
+
 class Alert(_Spec):
     """When somebody is told; what `at rules` writes."""
 
@@ -241,8 +267,39 @@ class Alert(_Spec):
     for_: DurationOrZero = Field(
         default=parse_duration("5m"), alias="for", description="so long, before anybody is told"
     )
+    points: Points | None = Field(
+        default=None, description="so many of a series' newest points, like `3 of 5`, before anybody is told; no `for`"
+    )
+    keep_firing_for: DurationOrZero = Field(
+        default=parse_duration("1h"), description="what comes back within that time is the same alert"
+    )
     per_series: bool = Field(default=False, description="an alert for each series, instead of one a mission")
     labels: dict[str, str] = Field(default_factory=dict, description="labels of the alert, e.g. severity")
+
+    @field_validator("labels")
+    @classmethod
+    def _ours(cls, labels: dict[str, str]) -> dict[str, str]:
+        for name in labels:
+            _check_label_name(name, taken=("alertname", LABEL_MISSION))
+        return labels
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        # By value: a mission that was deployed spells every field.
+        if self.points and self.for_ not in (timedelta(0), type(self).model_fields["for_"].default):
+            raise ValueError("`for` and `points` say two things: keep one of them")
+        return self
+
+    @property
+    def lasting(self) -> timedelta:
+        """How long it must last before anybody is told: `for`, and nothing where `points` decide."""
+        return timedelta(0) if self.points else self.for_
+
+    @property
+    def least_of_newest(self) -> tuple[int, int]:
+        """How many of how many newest points must be over; (1, 1) where `for` decides."""
+        least, _, newest = (self.points or "1 of 1").partition(" of ")
+        return int(least), int(newest)
 
 
 class Incident(_Spec):
@@ -340,10 +397,7 @@ class Mission(_Spec):
     @classmethod
     def _free(cls, labels: dict[str, str]) -> dict[str, str]:
         for name in labels:
-            if name in (LABEL_MISSION, LABEL_METRIC, "__name__"):
-                raise ValueError(f"the label {name!r} is ours")
-            if not (name.isascii() and name.replace("_", "a").isalnum() and not name[0].isdigit()):
-                raise ValueError(f"{name[:64]!r} is no label name")
+            _check_label_name(name, taken=(LABEL_MISSION, LABEL_METRIC))
         return labels
 
     @model_validator(mode="after")
@@ -379,6 +433,16 @@ class Mission(_Spec):
     def h(self) -> int:
         """The horizon in steps, rounded down."""
         return self.horizon // self.step
+
+    @property
+    def score_stands(self) -> timedelta:
+        """For how long a score goes for its series where none follows it, in whole steps.
+
+        Its own step, two cadences (a series may lack a point, a pass may fail) and the offset: what alert rules look
+        back, and what a backtest bridges.
+        """
+        cadences = 2 * max(1, -(-self.detect.period // self.step))
+        return (1 + cadences - (-self.offset // self.step)) * self.step
 
     def last_time(self, now: datetime) -> datetime:
         """The last grid time that is complete at `now`: the last one not after now − offset."""

@@ -231,6 +231,19 @@ def test_a_cadence_of_a_mission_stands_for_that_of_its_defaults(folder: Path) ->
     assert "two things" in loading.problems[0].message
 
 
+def test_points_of_a_mission_stand_for_the_duration_of_its_defaults(folder: Path) -> None:
+    loading = load(
+        folder,
+        defaults="alert: {for: 10m, labels: {severity: page}}\n",
+        a="name: a\npromql: up\nalert: {points: 3 of 5}\n",
+        b="name: b\npromql: up\nalert: {points: 3 of 5, for: 10m}\n",
+    )
+    (a,) = loading.missions
+    assert (a.mission.alert.points, a.mission.alert.lasting) == ("3 of 5", timedelta(0))
+    assert a.mission.alert.labels == {"severity": "page"}
+    assert told(loading) == [("b.yaml:3", "alert", "mission/invalid-value")]
+
+
 MANY = {
     "list": "missions:\n" + "".join(f"- name: m-{i}\n  promql: up\n  step: 1m\n" for i in range(4000)),
     "for_each": "name: m-${each}\npromql: up\nfor_each: [" + ", ".join(str(i) for i in range(4000)) + "]\n",
@@ -282,7 +295,13 @@ _FIELDS = st.fixed_dictionaries(
                 "min_relative_deviation": st.just("20%"),
             },
         ),
-        "alert": st.fixed_dictionaries({"for": st.just("0s")}, optional={"labels": st.dictionaries(_TEXT, _TEXT)}),
+        "alert": st.fixed_dictionaries(
+            {"for": st.just("0s")},
+            optional={
+                "labels": st.dictionaries(st.sampled_from(["severity", "n"]), _TEXT),
+                "points": st.just("3 of 5"),
+            },
+        ),
         "silence": st.lists(st.fixed_dictionaries({"code": st.just("a/b"), "reason": _TEXT.filter(bool)}), max_size=2),
     },
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from anomaly_times.durations import parse_duration
 from anomaly_times.loading import load_missions
 from anomaly_times.mission import Mission
 
@@ -178,3 +179,38 @@ def test_a_mission_with_an_interval_can_be_read_back_with_every_field_spelt_out(
 def test_a_budget_is_a_number_of_alerts_up_to_one_an_hour(budget: object) -> None:
     with pytest.raises(ValidationError, match="alerts_per_week"):
         Mission.model_validate({"name": "a", "promql": "b", "detect": {"alerts_per_week": budget}})
+
+
+def test_points_replace_for_and_are_spelled_in_one_way() -> None:
+    made = Mission.model_validate({"name": "m", "promql": "m", "alert": {"points": " 3  of 5"}}).alert
+    assert (made.points, made.least_of_newest, made.lasting) == ("3 of 5", (3, 5), timedelta(0))
+    usual = Mission.model_validate({"name": "m", "promql": "m"}).alert
+    assert (usual.least_of_newest, usual.lasting) == ((1, 1), timedelta(minutes=5))
+
+
+@pytest.mark.parametrize("points", ["5 of 3", "0 of 3", "3", "3 of 5 points", "1 of 1441", "a of b", 3])
+def test_what_is_no_number_of_points_is_refused(points: object) -> None:
+    with pytest.raises(ValidationError, match="points"):
+        Mission.model_validate({"name": "m", "promql": "m", "alert": {"points": points}})
+
+
+def test_for_and_points_are_not_both() -> None:
+    with pytest.raises(ValidationError, match="say two things"):
+        Mission.model_validate({"name": "m", "promql": "m", "alert": {"points": "3 of 5", "for": "10m"}})
+
+
+@pytest.mark.parametrize("name", ["mission", "alertname", "__name__", "a-b", "1a", ""])
+def test_labels_of_an_alert_are_label_names_that_are_free(name: str) -> None:
+    with pytest.raises(ValidationError, match="label"):
+        Mission.model_validate({"name": "m", "promql": "m", "alert": {"labels": {name: "x"}}})
+
+
+@pytest.mark.parametrize(
+    ("step", "every", "offset", "stands"),
+    [("1m", "1m", "30s", "4m"), ("5m", "5m", "0s", "15m"), ("1m", "5m", "2m", "13m"), ("1h", "1m", "30s", "4h")],
+)
+def test_a_score_stands_for_two_cadences_and_the_offset(step: str, every: str, offset: str, stands: str) -> None:
+    made = Mission.model_validate(
+        {"name": "m", "promql": "m", "step": step, "offset": offset, "detect": {"every": every}}
+    )
+    assert made.score_stands == parse_duration(stands)

@@ -1,8 +1,10 @@
 """The alerts that scores would have raised, as a rule engine counts them.
 
-A series is over while its newest score is more than `alert.above`; a score stands until the next one, for two
-cadences at most. An alert fires once that has lasted for more than `alert.for` (a mission's while any of its series is
-over, with `per_series` each series' own). One that comes back within an hour is the same alert.
+A series is over while its newest score is more than `alert.above`, or, with `alert.points`, while so many of the points
+up to its newest score are; a score stands until the next one, for two cadences and the offset at most. An alert fires
+once that has lasted for more than `alert.for` (a mission's while any of its series is over, with `per_series` each
+series' own). One that comes back within `alert.keep_firing_for` is the same alert. `outputs.rules` says the same in
+PromQL.
 """
 
 from __future__ import annotations
@@ -19,11 +21,8 @@ from anomaly_times.evidence import FLAT, MISSING, REASONS, ROUGHNESS
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Labels, Scores
 
-__all__ = ["SAME", "Alert", "Alerts", "Episode", "find_alerts"]
+__all__ = ["Alert", "Alerts", "Episode", "find_alerts"]
 
-SAME = timedelta(hours=1)
-"""What comes back within that time belongs to the same alert."""
-_STANDS = 2
 _SIDELESS = frozenset({REASONS[ROUGHNESS], REASONS[FLAT], REASONS[MISSING]})
 
 Bools = npt.NDArray[np.bool_]
@@ -104,33 +103,43 @@ class Alerts:
 
 
 def find_alerts(mission: Mission, scores: Scores) -> Alerts:
-    """The alerts that a mission's `alert:` would have made of its scores."""
+    """The alerts that a mission's `alert:` would have made of its scores, which are at the mission's steps."""
     alert, grid = mission.alert, scores.grid
     with np.errstate(invalid="ignore"):
         over = scores.score > alert.above
-    held = _held(over, np.isfinite(scores.score), _STANDS * max(1, -(-mission.detect.period // grid.step)))
+    least, newest = alert.least_of_newest
+    held = _held(_often(over, least, newest), np.isfinite(scores.score), mission.score_stands // grid.step - 1)
     everyone = np.arange(len(scores.labels))
     units = [everyone[i : i + 1] for i in everyone] if alert.per_series else [everyone]
     found: list[Alert] = []
     brief = 0
     for rows in units:
-        for runs in _together(_runs(np.asarray(held[rows].any(axis=0))), max(1, SAME // grid.step)):
-            fires = [first for first, last in runs if not alert.for_ or (last - first + 1) * grid.step > alert.for_]
+        for runs in _together(_runs(np.asarray(held[rows].any(axis=0))), alert.keep_firing_for // grid.step):
+            fires = [first for first, last in runs if (last - first + 1) * grid.step > alert.lasting]
             if not fires:
                 brief += 1
                 continue
-            episodes = _episodes(scores, over, rows, slice(runs[0][0], runs[-1][1] + 1))
+            # The first of so many points was over before they were enough.
+            episodes = _episodes(scores, over, rows, slice(max(0, runs[0][0] - newest + 1), runs[-1][1] + 1))
             found.append(
                 Alert(
                     mission.name,
                     min(each.start for each in episodes),
-                    grid.start + fires[0] * grid.step + alert.for_,
+                    grid.start + fires[0] * grid.step + alert.lasting,
                     max(each.end for each in episodes),
                     episodes,
                 )
             )
     found.sort(key=lambda each: (each.fired, each.worst.labels))
     return Alerts(tuple(found), brief, grid.n * grid.step / timedelta(weeks=1), grid.step)
+
+
+def _often(over: Bools, least: int, newest: int) -> Bools:
+    """Where at least so many of so many points up to each (bool[S, T]) are over."""
+    if newest == 1:
+        return over
+    sums = np.concatenate([np.zeros((len(over), newest), dtype=np.int64), np.cumsum(over, axis=1)], axis=1)
+    return np.asarray(sums[:, newest:] - sums[:, :-newest] >= least)
 
 
 def _held(over: Bools, known: Bools, most: int) -> Bools:
@@ -148,10 +157,10 @@ def _runs(over: Bools) -> list[tuple[int, int]]:
 
 
 def _together(runs: Sequence[tuple[int, int]], most: int) -> Iterator[list[tuple[int, int]]]:
-    """Runs that lie at most so many points apart."""
+    """Runs with at most so many points between one and the next."""
     group: list[tuple[int, int]] = []
     for run in runs:
-        if group and run[0] - group[-1][1] > most:
+        if group and run[0] - group[-1][1] - 1 > most:
             yield group
             group = []
         group.append(run)

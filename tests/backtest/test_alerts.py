@@ -56,22 +56,41 @@ def test_one_point_stands_for_a_step_and_no_longer(lasts: str, fires: bool) -> N
 
 
 def test_an_hourly_score_is_over_for_an_hour() -> None:
-    alert = only(find_alerts(mission(), scores([0, 2, 0], step=timedelta(hours=1))).found)
+    hourly = Mission.model_validate({"name": "m", "promql": "m", "step": "1h"})
+    alert = only(find_alerts(hourly, scores([0, 2, 0], step=timedelta(hours=1))).found)
     assert alert.fired == BEGIN + timedelta(hours=1, minutes=5)
 
 
-def test_a_missing_score_is_bridged_for_two_cadences() -> None:
-    bridged = find_alerts(mission(**{"for": "15m"}), scores([0, 2, _, _, 2, 0, 0]))
-    assert only(bridged.found).fired == at(4)
-    apart = find_alerts(mission(**{"for": "15m"}), scores([0, 2, _, _, _, 2, 0]))
+def test_missing_scores_are_bridged_for_two_cadences_and_the_offset() -> None:
+    bridged = find_alerts(mission(**{"for": "20m"}), scores([0, 2, _, _, _, 2, 0, 0]))
+    assert only(bridged.found).fired == at(5)
+    apart = find_alerts(mission(**{"for": "20m"}), scores([0, 2, _, _, _, _, 2, 0]))
     assert apart.found == ()
 
 
-def test_what_comes_back_within_an_hour_is_the_same_alert() -> None:
-    again = [2.0, 2.0, 2.0, *([0.0] * 11), 2.0, 2.0, 2.0]
-    assert only(find_alerts(mission(), scores(again)).found).end == at(16)
-    later = [2.0, 2.0, 2.0, *([0.0] * 12), 2.0, 2.0, 2.0]
-    assert [each.fired for each in find_alerts(mission(), scores(later)).found] == [at(1), at(16)]
+@pytest.mark.parametrize(("keep", "quiet"), [("1h", 12), ("15m", 3), ("0s", 0)])
+def test_what_comes_back_within_keep_firing_for_is_the_same_alert(keep: str, quiet: int) -> None:
+    made = mission(keep_firing_for=keep)
+    again = [2.0, 2.0, 2.0, *([0.0] * quiet), 2.0, 2.0, 2.0]
+    assert only(find_alerts(made, scores(again)).found).end == at(quiet + 5)
+    later = [2.0, 2.0, 2.0, *([0.0] * (quiet + 1)), 2.0, 2.0, 2.0]
+    assert [each.fired for each in find_alerts(made, scores(later)).found] == [at(1), at(quiet + 5)]
+
+
+def test_points_fire_with_the_last_of_them_and_begin_with_the_first() -> None:
+    made = mission(points="3 of 5")
+    alert = only(find_alerts(made, scores([0, 2, 0, 2, 0, 3, 0, 0, 0])).found)
+    assert (alert.start, alert.fired, alert.end) == (at(1), at(5), at(5))
+    assert find_alerts(made, scores([0, 2, 0, 2, 0, 0, 3, 0, 0])).found == ()
+    # A point without a score is no odd one, and does not make room for an older one.
+    assert find_alerts(made, scores([0, 2, 0, 2, _, _, 3, 0, 0])).found == ()
+    assert find_alerts(made, scores([2, 2])).found == ()
+
+
+def test_points_are_counted_series_by_series() -> None:
+    made = mission(points="3 of 3")
+    assert find_alerts(made, scores([2, 2, 0, 0], [0, 0, 2, 2])).found == ()
+    assert only(find_alerts(made, scores([2, 2, 2, 0], [0, 0, 2, 2])).found).fired == at(2)
 
 
 def test_series_relieve_each_other_in_a_missions_alert_and_not_in_their_own() -> None:
