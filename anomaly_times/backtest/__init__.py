@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from pydantic import ValidationError
@@ -21,7 +21,7 @@ from anomaly_times.backtest.replay import Job, Recording, Replayed, record, repl
 from anomaly_times.durations import format_duration
 from anomaly_times.errors import AnomalyTimesError, MissionError, UsageError, in_our_words
 from anomaly_times.mission import Detect, Mission
-from anomaly_times.panel import Grid, Scores
+from anomaly_times.panel import Forecast, Grid, Scores
 from anomaly_times.passes import Mapper
 from anomaly_times.stores import Store
 
@@ -37,6 +37,7 @@ __all__ = [
     "Trial",
     "Variant",
     "Verdict",
+    "Watch",
     "prepare",
     "run",
 ]
@@ -244,19 +245,42 @@ def _refuse_too_many(mission: Mission, recording: Recording, grid: Grid) -> None
         )
 
 
-def run(prepared: Prepared, *, workers: int | None = None, on_done: Callable[[int], None] = lambda _: None) -> Backtest:
+class Watch(Protocol):
+    """Looks on while missions are replayed."""
+
+    def on_forecast(self, mission: Mission, made: Forecast, /) -> object:
+        """Told each forecast of a mission, in order of time."""
+        ...
+
+    def on_scores(self, mission: Mission, scores: Scores, /) -> object:
+        """Told the scores of each stretch likewise, with all that is kept beside them, after their forecasts."""
+        ...
+
+
+def run(
+    prepared: Prepared,
+    *,
+    workers: int | None = None,
+    on_done: Callable[[int], None] = lambda _: None,
+    watch: Watch | None = None,
+) -> Backtest:
     """Replay what was prepared.
 
     Args:
         prepared: from `prepare`.
         workers: processes; as many as there are processors by default.
         on_done: told how many forecasts were just made.
+        watch: told what was made and found.
 
     Raises:
         MissionError: the `match` of an incident is no selector.
     """
     jobs = [job for _, job in prepared.jobs if isinstance(job, Job)]
-    replayed = iter(replay(jobs, workers=workers, on_done=on_done))
+    if watch is None:
+        done = replay(jobs, workers=workers, on_done=on_done)
+    else:
+        done = replay(jobs, workers=workers, on_done=on_done, on_forecast=watch.on_forecast, on_scores=watch.on_scores)
+    replayed = iter(done)
     trials = [
         _trial(variant, next(replayed), prepared.incidents) if isinstance(job, Job) else job
         for variant, job in prepared.jobs

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from anomaly_times.backtest import Variant
+    from anomaly_times.backtest.suggest import Suggestion
+    from anomaly_times.cli.backtest_suggest import SuggestedView
     from anomaly_times.mission import Mission
     from anomaly_times.stores import Store
 
@@ -37,6 +39,21 @@ Compare = Annotated[
         opt.MODEL,
         "--compare",
         metavar="OPTION=VALUES",
+    ),
+]
+Suggest = Annotated[
+    bool,
+    opt.option("Say what to change, to keep to a budget and still find the incidents.", opt.INCIDENTS, "--suggest"),
+]
+MaxAlerts = Annotated[
+    float | None,
+    typer.Option(
+        "--max-alerts-per-week",
+        help="The budget of --suggest, for each mission [its `backtest.max_alerts_per_week`].",
+        rich_help_panel=opt.INCIDENTS,
+        metavar="NUMBER",
+        min=0.0,
+        show_default=False,
     ),
 ]
 Processes = Annotated[int | None, opt.option("Processes [processors].", opt.MISSIONS, "--jobs", "-j", metavar="N")]
@@ -77,6 +94,8 @@ def backtest(
     alert_for: opt.AlertFor = None,
     incidents: Incidents = None,
     check: Check = False,
+    suggest: Suggest = False,
+    max_alerts_per_week: MaxAlerts = None,
     output: Form = None,
     out: opt.Out = None,
     plot: opt.Plot = None,
@@ -96,6 +115,8 @@ def backtest(
 
     from anomaly_times.backtest import prepare, run
     from anomaly_times.backtest.incidents import read_incidents
+    from anomaly_times.backtest.suggest import Traces, budgets_of
+    from anomaly_times.backtest.suggest import suggest as suggestions
     from anomaly_times.cli import render
     from anomaly_times.cli.backtest_page import backtest_page
     from anomaly_times.cli.backtest_views import BacktestView
@@ -108,6 +129,8 @@ def backtest(
     if since is not None and (window is not None or since >= until):
         text = "--from and --last say two things" if window is not None else "--from must lie before --to"
         raise UsageError(text, hint="give --last 28d, or --from and --to")
+    if max_alerts_per_week is not None and not suggest:
+        raise UsageError("--max-alerts-per-week goes with --suggest", hint="`backtest:` in a mission is for --check")
     variants = parse_variants(compare or ())
     labelled = read_incidents(incidents) if incidents is not None else []
     with ExitStack() as opened:
@@ -125,19 +148,41 @@ def backtest(
                 mapper=mapper,
                 on_done=advance,
             )
+    if suggest:
+        budgets_of(prepared, max_alerts_per_week)
+    traces = Traces() if suggest else None
     with render.progress("forecasting and scoring", prepared.forecasts) as advance:
-        result = run(prepared, workers=jobs, on_done=advance)
-    view = BacktestView(result, top)
+        result = run(prepared, workers=jobs, on_done=advance, watch=traces)
     if all(trial.error is not None for trial in result.trials):
         [error, *_] = [trial.error for trial in result.trials if trial.error is not None]
         raise error
+    suggested = None
+    if traces is not None:
+        with render.working("trying other settings"):
+            found = suggestions(prepared, result.trials, traces, max_alerts_per_week=max_alerts_per_week, workers=jobs)
+        suggested = _suggested(found, files, query=promql is not None)
+    view = BacktestView(result, top, suggested)
     if plot is not None:
         render.draw(plot, backtest_page(view))
     render.show_sections(view, form, out=out)
     if check and view.broken:
         raise MissionError("\n".join(["the backtest is not what was asked for", *view.broken]))
+    if suggested is not None and suggested.failures:
+        hint = "allow more alerts, or look whether the labelled incidents show in these series at all"
+        raise MissionError("\n".join(["the budget cannot be kept to", *suggested.failures]), hint=hint)
     if view.exit_code:
         raise typer.Exit(view.exit_code)
+
+
+def _suggested(found: Sequence[Suggestion], files: list[Path] | None, *, query: bool) -> SuggestedView:
+    """What is suggested, with a patch of the files, or the file of a query."""
+    from anomaly_times.cli.backtest_suggest import SuggestedView, make_patch, mission_text
+    from anomaly_times.cli.mission_files import named_files
+    from anomaly_times.loading import load_missions
+
+    if query:
+        return SuggestedView(tuple(found), text="".join(map(mission_text, found)))
+    return SuggestedView(tuple(found), make_patch(found, load_missions(named_files(files)).missions))
 
 
 def _missions(
@@ -146,7 +191,9 @@ def _missions(
     """What to replay, and the open stores of it, which `opened` closes."""
     params = ctx.params
     if files or params["promql"] is None:
-        opt.require_file_options(ctx, "start", "end", "incidents", "compare", "check", "top", "plot")
+        opt.require_file_options(
+            ctx, "start", "end", "incidents", "compare", "check", "top", "plot", "suggest", "max_alerts_per_week"
+        )
         missions = opt.missions_from_files(files, hint="name FILES, or a query by --promql")
         return missions, opened.enter_context(opt.MissionStores(params["source"], params["url"])).of(missions)
     query = opt.query_from_options(params)

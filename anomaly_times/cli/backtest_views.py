@@ -10,6 +10,7 @@ from typing import Any
 
 from anomaly_times.backtest import Backtest, Outcome, Trial
 from anomaly_times.backtest.alerts import Alert, Episode
+from anomaly_times.cli.backtest_suggest import SuggestedView
 from anomaly_times.cli.render import Section
 from anomaly_times.cli.views import JSON_SCHEMA, Cell, counted, first_line, number, stamp
 from anomaly_times.durations import format_duration, iso_utc
@@ -27,11 +28,12 @@ ALERT_COLUMNS = ("fired", ">lasted", ">score", "of", ">value", ">forecast", "<se
 class BacktestView:
     """The decision first: how many alerts, what of the incidents; then the list, accuracy, cost, and alternatives.
 
-    `top` alerts are listed (0: all), the strongest first.
+    `top` alerts are listed (0: all), the strongest first. `suggested` stands at the end.
     """
 
     result: Backtest
     top: int = 20
+    suggested: SuggestedView | None = None
 
     @property
     def exit_code(self) -> int:
@@ -51,7 +53,8 @@ class BacktestView:
     def sections(self) -> list[Section]:
         """What is printed, in order."""
         found = [self.missions(), self._incidents(), self._alerts(), self._rhythm(), self.alternatives()]
-        return [section for section in found if section is not None]
+        suggested = self.suggested.sections() if self.suggested is not None else []
+        return [*(section for section in found if section is not None), *suggested]
 
     def missions(self) -> Section:
         """A line a mission."""
@@ -195,6 +198,7 @@ class BacktestView:
             lines += [f"{trial.mission.name}: {first_line(line)}" for line in trial.notes]
             if trial.error is not None and trial.error.hint:
                 lines.append(f"{trial.mission.name}: {trial.error.hint}")
+        lines += self.suggested.notes() if self.suggested is not None else []
         return list(dict.fromkeys(lines))
 
     def document(self) -> dict[str, Any]:
@@ -210,6 +214,7 @@ class BacktestView:
                 trial.mission.name: list(self.result.needless(i)) for i, trial in enumerate(self.result.trials)
             },
             "broken": self.broken,
+            **(self.suggested.document() if self.suggested is not None else {}),
         }
 
 

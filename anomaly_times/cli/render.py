@@ -260,12 +260,13 @@ class Sections(Protocol):
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, lines of text, and a table where there are rows; columns as in `Lines`."""
+    """A heading, lines of text, a table where there are rows (columns as in `Lines`), and lines to be copied as is."""
 
     title: str
     lines: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[Cell, ...], ...] = ()
+    code: str = ""
 
 
 def show_sections(result: Sections, form: SectionsForm, *, out: Path | None = None) -> None:
@@ -279,7 +280,8 @@ def show_sections(result: Sections, form: SectionsForm, *, out: Path | None = No
         text.write(json.dumps(result.document(), allow_nan=False, ensure_ascii=False) + "\n")
     elif form is SectionsForm.MARKDOWN:
         notes = Section("Notes", tuple(f"- {_escaped(line)}" for line in result.notes()))
-        text.write("\n".join(_markdown(each) for each in (*result.sections(), notes) if each.lines or each.rows))
+        parts = [each for each in (*result.sections(), notes) if each.lines or each.rows or each.code]
+        text.write("\n".join(_markdown(each) for each in parts))
     else:
         console = stdout() if out is None else stdout(text)
         for i, each in enumerate(result.sections()):
@@ -290,6 +292,8 @@ def show_sections(result: Sections, form: SectionsForm, *, out: Path | None = No
                 console.print(Text(_clean(line)), soft_wrap=True)
             if each.rows:
                 _print_table(console, each.columns, each.rows)
+            for line in each.code.split("\n")[:-1]:
+                console.print(Text("".join(c for c in line if c.isprintable() or c in "\t\r")), soft_wrap=True)
     if out is not None:
         _write(out, text.getvalue().encode())
     else:
@@ -313,6 +317,9 @@ def _markdown(section: Section) -> str:
         heads = [_escaped(_heading(column)) for column in section.columns]
         parts += ["| " + " | ".join(cells) + " |" for cells in (heads, rule, *rows)]
         parts.append("")
+    if section.code:
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", section.code)), default=0))
+        parts.append(f"{fence}\n{section.code}{fence}\n")
     return "\n".join(parts)
 
 

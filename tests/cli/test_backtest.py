@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from anomaly_times.backtest import AS_IT_IS, Backtest, Trial
 from anomaly_times.backtest.alerts import find_alerts
 from anomaly_times.cli.backtest_page import backtest_page
 from anomaly_times.cli.backtest_views import BacktestView
+from anomaly_times.loading import load_missions
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Grid, Labels, Scores
 from anomaly_times.testing import MemoryStore
@@ -199,3 +201,97 @@ def test_where_all_missions_fail_the_first_error_is_the_end(at: Run, store: Memo
     assert result.exit_code == 3
     assert result.stdout == ""
     assert "gone matches nothing in memory" in result.stderr
+
+
+SUGGEST = ("--at", "2026-03-01T12:00:30Z", "--last", "9d", "-j", 1, "--suggest")
+RESTLESS = """# Shop traffic.
+name: web   # ours
+promql: requests
+step: 10m
+forecast: {model: seasonal_naive, every: 6h, lookback: 9d, level: 95}   # a plain interval
+detect: {evidence: point}
+"""
+
+
+def test_a_suggestion_is_a_patch_that_git_applies(at: Run, store: MemoryStore, tmp_path: Path) -> None:
+    (tmp_path / "missions").mkdir()
+    file = tmp_path / "missions" / "web.yaml"
+    file.write_text(RESTLESS)
+    [before] = load_missions([file]).missions
+    result = at("backtest", *SUGGEST, "--max-alerts-per-week", 2)
+    assert result.exit_code == 0, result.stderr
+    assert "for `git apply` or `patch -p1`, in this folder" in result.stdout
+    subprocess.run(["git", "apply"], cwd=tmp_path, input=result.stdout, text=True, check=True)
+    [after] = load_missions([file]).missions
+    assert after.mission != before.mission
+    assert "# Shop traffic.\nname: web   # ours\n" in file.read_text()
+    assert "}   # a plain interval\n" in file.read_text()
+    again = at("backtest", *SUGGEST, "--max-alerts-per-week", 2)
+    assert "web keeps to 2 a week as it is" in again.stdout
+    assert "git apply" not in again.stdout
+
+
+def test_json_has_the_suggestion_and_the_patch(at: Run, store: MemoryStore, tmp_path: Path) -> None:
+    file = tmp_path / "web.yaml"
+    # As an editor on another system leaves it.
+    file.write_bytes(b"\xef\xbb\xbf" + RESTLESS.replace("\n", "\r\n").encode().rstrip())
+    result = at("backtest", "web.yaml", *SUGGEST, "--max-alerts-per-week", 2, "-o", "json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    [made] = document["suggestions"]
+    assert (made["mission"], made["max_alerts_per_week"], made["met"]) == ("web", 2, True)
+    assert [field["field"] for field in made["fields"] if field["before"] != field["after"]] != []
+    assert made["chosen_on"]["before"]["per_week"] > 2 >= made["chosen_on"]["after"]["per_week"]
+    assert made["rest"]["start"] > made["chosen_on"]["end"]
+    assert "No newline at end of file" in document["patch"]
+    subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=document["patch"].encode(), check=True)
+    assert file.read_bytes().startswith(b"\xef\xbb\xbf# Shop traffic.\r\n")
+
+
+def test_a_query_gets_the_mission_file_to_write(at: Run, store: MemoryStore, tmp_path: Path) -> None:
+    args = ("--every", "6h", "--level", "95", "--name", "web", "-o", "markdown")
+    result = at(*ARGS, *SUGGEST, "--max-alerts-per-week", 2, *args)
+    assert result.exit_code == 0, result.stderr
+    text = result.stdout.partition("### Mission file\n\n```\n")[2].partition("```")[0]
+    (tmp_path / "web.yaml").write_text(text)
+    [loaded] = load_missions([tmp_path / "web.yaml"]).missions
+    mission = loaded.mission
+    assert (mission.name, mission.promql, mission.forecast.every) == ("web", "requests", timedelta(hours=6))
+    usual = mission.forecast.level, mission.alert.for_, mission.detect.min_relative_deviation
+    assert usual != (95, timedelta(minutes=10), (0, 0))
+
+
+def test_a_mission_of_a_template_has_a_suggestion_and_no_patch(at: Run, store: MemoryStore, tmp_path: Path) -> None:
+    file = tmp_path / "web.yaml"
+    file.write_text(RESTLESS.replace("name: web ", "for_each: [web]\nname: ${each} "))
+    result = at("backtest", file, *SUGGEST, "--max-alerts-per-week", 2, "-o", "json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["suggestions"][0]["fields"]
+    assert document["patch"] is None
+    assert "web: there is no patch: it is one of those that a template makes" in result.stderr
+
+
+def test_a_budget_that_cannot_be_kept_to_ends_with_three_and_shows_the_nearest(at: Run, missions: Path) -> None:
+    early = "- {name: still, start: 2026-02-22 10:00, end: 2026-02-22 11:00}\n"
+    missions.write_text(MISSION + early + "backtest: {max_alerts_per_week: 1, must_detect: [still]}\n")
+    result = at("backtest", missions, *SUGGEST)
+    assert result.exit_code == 3
+    assert "the nearest: still not found" in result.stdout
+    assert "error: the budget cannot be kept to\nweb: none of" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--max-alerts-per-week", 1), "--max-alerts-per-week goes with --suggest"),
+        (("--suggest",), "--suggest needs a budget, and mission web has none"),
+        (("--suggest", "--max-alerts-per-week", 1), "--suggest needs a window of 3d at least, and this one is 2d"),
+    ],
+)
+def test_a_suggestion_that_cannot_be_made_is_refused_before_the_work(
+    at: Run, missions: Path, args: tuple[object, ...], message: str
+) -> None:
+    result = at("backtest", missions, *WINDOW, *args)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {message}")
