@@ -121,13 +121,17 @@ FORECAST_ABS_ERROR = "at_forecast_abs_error"
 NAIVE_ABS_ERROR = "at_naive_abs_error"
 """Over the points judged, the sum of abs(y − y a season before): under `FORECAST_ABS_ERROR`, the MASE."""
 DURATION = "at_pass_duration_seconds"
-"""How long a stage of the pass took, in seconds; the labels are `PASS_LABELS` and `stage`."""
+"""Seconds of a stage of the pass, with the labels `PASS_LABELS` and `stage`.
+
+`total` is from begin to end, `read` and `write` are waits for the source, added up over what ran at once, and `compute`
+is processor time of forecasting and scoring.
+"""
 POINTS_READ = "at_points_read"
 """Points of series that this pass read from its source, less gaps; the labels are `PASS_LABELS`, as of the next two."""
 POINTS_WRITTEN = "at_points_written"
 """Samples of results that this pass wrote to its source."""
 POINTS_DROPPED = "at_points_dropped"
-"""Points that this pass read and has no result for: those of missions that failed, and those without a forecast."""
+"""Points of this pass that came to nothing: without a forecast, or with a result that could not be written."""
 FORECAST_QUALITY = (POINTS_JUDGED, POINTS_IN_BAND, FORECAST_ABS_ERROR, NAIVE_ABS_ERROR)
 SELF_METRICS = (
     *(MISSION_INFO, SERIES, SCORED_POINTS, MISSING_FORECAST, SERIES_ANOMALOUS, ERRORS, LAST_SUCCESS, FORECAST_END),

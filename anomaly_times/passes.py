@@ -8,6 +8,7 @@ is its result's `error` and never stops the others.
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from anomaly_times import scoring
 from anomaly_times.conventions import source_labels
 from anomaly_times.durations import EPOCH, format_duration, milliseconds
-from anomaly_times.errors import AnomalyTimesError, MissionError, NoSeriesError
+from anomaly_times.errors import AnomalyTimesError, MissionError, NoSeriesError, StoreError
 from anomaly_times.evidence import CHANNELS, DRIFT, KEPT, ROUGHNESS, SUSTAINED, Memory, remembered
 from anomaly_times.limits import BAND, REACH, fit_limits, floored, widened
 from anomaly_times.mission import Mission
@@ -31,6 +32,7 @@ from anomaly_times.models.calibrate import calibrated, forecast_with_bounds
 from anomaly_times.models.cost import long_forecast
 from anomaly_times.models.rebase import rebased
 from anomaly_times.panel import Evidence, Floats, Forecast, Grid, Labels, Limits, Panel, Scores, round_significant
+from anomaly_times.quality import Quality, judge, naive_season
 from anomaly_times.stores import Store, Written
 
 __all__ = [
@@ -70,7 +72,9 @@ class ForecastResult:
     """What a forecast pass made of one mission: a forecast, or the error that prevented it.
 
     `ended` counts series that were left out because they have had no value for a day, `capped` those whose alert budget
-    asks for more than ten times what their history can tell. `history` is there where the pass was asked to keep it.
+    asks for more than ten times what their history can tell. `history` is there where the pass was asked to keep it,
+    `quality` where it was asked to judge what was stored, and that could be read. `cpu` is the processor time that it
+    took, in seconds, without that of reading.
     """
 
     mission: Mission
@@ -80,6 +84,8 @@ class ForecastResult:
     ended: int = 0
     capped: int = 0
     history: Panel | None = None
+    quality: Quality | None = None
+    cpu: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +93,8 @@ class DetectResult:
     """What a detection pass made of one mission: scores, or the error that prevented them.
 
     `gates` and `unforecast` count points as in `scoring.Scored`. `scores` is `None` where there was nothing new to
-    score. `again` says that points were scored without a look at what is stored; those are left as they are stored.
+    score, and `series`, how many had a value, where no value was asked for. `again` says that points were scored
+    without a look at what is stored; those are left as they are stored. `cpu` is as in `ForecastResult`.
     """
 
     mission: Mission
@@ -97,6 +104,8 @@ class DetectResult:
     gates: Mapping[str, int] = field(default_factory=dict)
     unforecast: int = 0
     again: bool = False
+    series: int | None = None
+    cpu: float = 0.0
 
 
 def forecast_pass(
@@ -106,6 +115,8 @@ def forecast_pass(
     now: datetime,
     mapper: Mapper = map,
     keep_history: bool = False,
+    judged: bool = False,
+    since: Mapping[str, datetime] | None = None,
     on_done: Callable[[ForecastResult], None] | None = None,
 ) -> list[ForecastResult]:
     """Forecast each mission from the last complete time before `now`; nothing is written.
@@ -116,22 +127,33 @@ def forecast_pass(
         now: with a time zone; the cutoff is the last grid time not after now − offset.
         mapper: runs the missions.
         keep_history: put what was read into the results, for charts.
+        judged: read the stored forecasts of the last `forecast.every` too, and say how good they were.
+        since: by mission name; stored forecasts with an older cutoff were made for another query, and are not judged.
         on_done: told each result as it comes.
     """
 
     def one(mission: Mission) -> ForecastResult:
         try:
-            return _forecast(mission, _store(stores, mission), now=now, keep_history=keep_history)
+            return _forecast(
+                *(mission, _store(stores, mission)),
+                now=now,
+                keep_history=keep_history,
+                judged=judged,
+                since=(since or {}).get(mission.name),
+            )
         except Exception as exc:  # noqa: BLE001 - the border between missions: none may stop its neighbours
             return ForecastResult(mission, error=_as_error(exc, mission))
 
     return _collect(mapper(one, missions), on_done)
 
 
-def _forecast(mission: Mission, store: Store, *, now: datetime, keep_history: bool) -> ForecastResult:
+def _forecast(
+    mission: Mission, store: Store, *, now: datetime, keep_history: bool, judged: bool, since: datetime | None
+) -> ForecastResult:
     # Before the history is read: a model that cannot be built needs none.
     model = build_model(mission.forecast.model, season=mission.season, timezone=mission.timezone)
     history = store.read(mission.promql, mission.history_grid(now), max_series=mission.max_series)
+    began = time.thread_time()
     silent = min(history.grid.n, max(1, _SILENT // mission.step))
     alive = np.isfinite(history.y[:, -silent:]).any(axis=1)
     ended = int((~alive).sum())
@@ -145,20 +167,53 @@ def _forecast(mission: Mission, store: Store, *, now: datetime, keep_history: bo
     history = _without_exclusions(history, mission)
     if slow := long_forecast(mission, history.n_series):
         logger.warning("%s: %s", mission.name, slow)
-    known, since = history, mission.forecast.rebase
-    if since is not None:
-        known = rebased(history, since, season=mission.season, timezone=mission.timezone)
+    known, level_since = history, mission.forecast.rebase
+    if level_since is not None:
+        known = rebased(history, level_since, season=mission.season, timezone=mission.timezone)
     # Of what was measured: values that were moved in proportion are finer than what comes.
     least = scoring.resolution(history.y)
     forecast, capped = _bounded(mission, model, known, least=least)
+    warnings = (*_band_warnings(mission, forecast), *_limit_warnings(forecast))
+    cpu, quality = time.thread_time() - began, None
+    if judged:
+        try:
+            quality = _quality(mission, history, store, since=since)
+        except StoreError as exc:
+            warnings += (f"how good the last forecast was is not known: {exc.message}",)
     return ForecastResult(
         mission,
         forecast,
-        warnings=(*_band_warnings(mission, forecast), *_limit_warnings(forecast)),
+        warnings=warnings,
         ended=ended,
         capped=capped,
         history=history if keep_history else None,
+        quality=quality,
+        cpu=cpu,
     )
+
+
+def _quality(mission: Mission, history: Panel, store: Store, *, since: datetime | None) -> Quality | None:
+    """How good the stored forecasts of the last `forecast.every` of the history were; `None` where there are none.
+
+    Held against what was measured, and not where the mission excludes it.
+    """
+    n = min(history.grid.n, max(1, mission.forecast.period // mission.step))
+    grid = history.grid[history.grid.n - n :]
+    # Limits would be a query more, and do not matter here.
+    of_points = mission.model_copy(update={"detect": mission.detect.model_copy(update={"evidence": "point"})})
+    cutoffs = {mission.name: since} if since is not None else None
+    stored = store.read_forecasts([of_points], grid, since=cutoffs).get(mission.name)
+    if stored is None:
+        return None
+    ignored = store.ignore_labels
+    stored = replace(stored, labels=_keys(stored.labels, ignored))
+    bands, _ = _aligned(_keys(mission.written_labels(history.labels), ignored), grid, stored)
+    before = np.full((history.n_series, n), np.nan)
+    first = history.grid.n - n - naive_season(mission) // mission.step
+    there = slice(max(0, -first), None)
+    if first + n > 0:
+        before[:, there] = history.y[:, max(0, first) : first + n]
+    return judge(history.y[:, -n:], bands, before)
 
 
 def _bounded(mission: Mission, model: Forecaster, history: Panel, *, least: Floats) -> tuple[Forecast, int]:
@@ -396,6 +451,7 @@ def _detect(item: _Work, grid: Grid, store: Store) -> DetectResult:
         panel, last = Panel((), grid, np.empty((0, grid.n))), np.empty(0)
     if forecast is not None and ignored:
         forecast = replace(forecast, labels=_keys(forecast.labels, ignored))
+    began, n_series = time.thread_time(), int(np.isfinite(panel.y).any(axis=1).sum())
     written = _keys(mission.written_labels(panel.labels), ignored)
     warnings = _detect_warnings(written, forecast)
     if forecast is not None and mission.detect.missing != "ignore":
@@ -413,7 +469,10 @@ def _detect(item: _Work, grid: Grid, store: Store) -> DetectResult:
         scores = parts[0].scores if len(parts) == 1 else Scores.joined([part.scores for part in parts])
     elif not panel.n_series:
         scores = Scores((), grid, *(np.empty((0, grid.n)) for _ in range(5)))
-    return DetectResult(mission, scores, warnings=warnings, gates=dict(gates), unforecast=unforecast)
+    cpu = time.thread_time() - began
+    return DetectResult(
+        mission, scores, warnings=warnings, gates=dict(gates), unforecast=unforecast, series=n_series, cpu=cpu
+    )
 
 
 def _read_values(mission: Mission, grid: Grid, store: Store) -> tuple[Panel, Floats]:

@@ -212,7 +212,7 @@ class Update:
     """A mission that differs from its file; `drift` says what was changed in Prefect behind our back.
 
     `restarts` says that no forecast from before counts, and `waits` that the first that does comes later: at the
-    `since` of the target.
+    `since` of the target. `before` is what it was, where that can be read.
     """
 
     target: DeployedMission
@@ -220,6 +220,7 @@ class Update:
     drift: str = ""
     restarts: bool = False
     waits: bool = False
+    before: Mission | None = None
 
     @property
     def name(self) -> str:
@@ -239,10 +240,11 @@ class Update:
 
 @dataclass(frozen=True)
 class Delete:
-    """A mission of ours that the files no longer have."""
+    """A mission of ours that the files no longer have; `before` is what it was, where that can be read."""
 
     name: str
     packs: tuple[str, str]
+    before: Mission | None = None
 
 
 @dataclass(frozen=True)
@@ -368,7 +370,10 @@ def build_plan(wanted: Sequence[Mission], state: State, *, project: str, now: da
     changes: list[Change] = list(refused.values())
     for name, mission in missions.items():
         changes.append(_change(mission, packs[name], state.found.get(name), project=project, now=now))
-    changes += [Delete(f.name, f.packs) if prune else Leave(f.name, f.error) for f in rest]
+    changes += [
+        Delete(f.name, f.packs, f.deployed.mission if f.deployed else None) if prune else Leave(f.name, f.error)
+        for f in rest
+    ]
     schedules = _schedules(changes, staying, state)
     return Plan(
         project=project,
@@ -423,7 +428,14 @@ def _change(
     if not fields and not drift and target == before:
         return Keep(before)
     to_value(target)
-    return Update(target, fields, drift, restarts=since is not None, waits=since is not None and since > now)
+    return Update(
+        target,
+        fields,
+        drift,
+        restarts=since is not None,
+        waits=since is not None and since > now,
+        before=before.mission,
+    )
 
 
 def restart(before: Mission, after: Mission, *, now: datetime, since: datetime | None) -> datetime | None:

@@ -19,7 +19,7 @@ from anomaly_times.evidence import CHANNELS, KEPT
 from anomaly_times.mission import Mission
 from anomaly_times.models import Forecaster
 from anomaly_times.panel import Evidence, Floats, Forecast, Grid, Labels, Limits, Panel, Quantiles, Scores
-from anomaly_times.stores import Written
+from anomaly_times.stores import Gauge, Written
 
 __all__ = ["CONTRACT", "MemoryStore", "model_contract", "panel_of"]
 
@@ -48,6 +48,8 @@ class MemoryStore:
     ) -> None:
         self.series = dict(series or {})
         self.closed = False
+        self.gauges: list[tuple[datetime, Gauge]] = []
+        """What passes told about themselves, in the order in which it came."""
         self._name = name
         self._ignored = ignore_labels
         self._forecasts: dict[str, dict[Labels, dict[datetime, tuple[Grid, Floats]]]] = {}
@@ -173,6 +175,11 @@ class MemoryStore:
                         kept.setdefault(labels, {}).update(zip(times[finite].tolist(), row[:, finite].T, strict=True))
                         total += Written(samples=int(finite.sum()), series=1)
         return total
+
+    def write_gauges(self, gauges: Sequence[Gauge], *, at: datetime) -> None:
+        """Keep them in `gauges`; see `Store.write_gauges`."""
+        with self._lock:
+            self.gauges += [(at, gauge) for gauge in gauges if np.isfinite(gauge.value)]
 
     def close(self) -> None:
         """Remember that it was closed; what is kept stays readable."""

@@ -12,10 +12,9 @@ import numpy.typing as npt
 from anomaly_times.backtest.replay import Recording
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Scores
+from anomaly_times.quality import naive_season
 
 __all__ = ["Accuracy", "measure_accuracy"]
-
-_DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Accuracy:
 
 def measure_accuracy(mission: Mission, recording: Recording, scores: Scores) -> Accuracy:
     """The accuracy of the forecasts behind `scores`, held against `recording`, which reaches a season further back."""
-    season = max(_season(mission), mission.step)
+    season = naive_season(mission)
     y, yhat, grid = scores.y, scores.yhat, scores.grid
     known = np.isfinite(y) & np.isfinite(yhat)
     have = recording.panel
@@ -67,11 +66,6 @@ def measure_accuracy(mission: Mission, recording: Recording, scores: Scores) -> 
         missing=_share(~values, np.ones(values.shape)),
         season=season,
     )
-
-
-def _season(mission: Mission) -> timedelta:
-    """The mission's shortest season, a day where it leaves that open or has none."""
-    return min(mission.season) if mission.season else _DAY
 
 
 def _share(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> float:

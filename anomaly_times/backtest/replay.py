@@ -35,7 +35,7 @@ from anomaly_times.evidence import CHANNELS, remembered
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Evidence, Forecast, Grid, Labels, Limits, Panel, Scores
 from anomaly_times.passes import ForecastResult, detect_pass, forecast_pass
-from anomaly_times.stores import Store, Written
+from anomaly_times.stores import Gauge, Store, Written
 
 __all__ = ["Job", "Recording", "Replayed", "forecast_times", "freshest", "record", "replay"]
 
@@ -116,6 +116,9 @@ class Recording:
             StoreError: always.
         """
         raise StoreError(f"a recording of {self.name} takes no scores", hint="write them into the store itself")
+
+    def write_gauges(self, gauges: Sequence[Gauge], *, at: datetime) -> None:
+        """Nothing: passes over the past tell nothing about themselves."""
 
     def close(self) -> None:
         """Nothing is open."""

@@ -12,9 +12,10 @@ import asyncio
 import inspect
 import itertools
 import os
+import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
@@ -31,11 +32,12 @@ from prefect.exceptions import ParameterTypeError
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
-from anomaly_times.conventions import FAILED, MISSION_NAME, Kind, mission_of_variable, pack_tag, variable_name
+from anomaly_times.conventions import BY_HAND, MISSION_NAME, Kind, mission_of_variable, pack_tag, variable_name
 from anomaly_times.deployed import from_value
 from anomaly_times.durations import parse_duration
 from anomaly_times.errors import AnomalyTimesError, MissionError, PrefectError, UsageError
 from anomaly_times.mission import Direction, Missing, Mission, Watched
+from anomaly_times.monitoring import About, tell
 from anomaly_times.panel import Grid, Panel
 from anomaly_times.passes import (
     DetectResult,
@@ -51,8 +53,8 @@ from anomaly_times.scheduling.server import PAGE, joined
 from anomaly_times.scoring import format_score
 from anomaly_times.settings import Settings, WriteMode, load_settings
 from anomaly_times.stores import Store, Written, open_store
+from anomaly_times.stores.metered import metered
 from anomaly_times.stores.prometheus import PrometheusStore
-from anomaly_times.stores.writing import write_failures
 
 __all__ = ["detect", "detection", "forecast", "forecasting", "read", "write"]
 
@@ -294,7 +296,8 @@ async def _run(given: Mapping[str, Any]) -> State[None]:
                 if lease.refused:
                     return Completed(name="Skipped", message=lease.refused)
                 now = datetime.now(UTC)
-                state = await _work(kind, await _members(client, which[0], now), settings, now, lease.check)
+                members = await _members(client, which[0], now)
+                state = await _work(kind, members, settings, now, pack=which[0], check=lease.check)
                 # Failed or not: another run for an older slot would meet the same.
                 lease.done = now
                 return state
@@ -398,15 +401,22 @@ async def _tagged(client: PrefectClient, tag: str) -> Sequence[Mapping[str, Any]
 
 
 async def _work(
-    kind: Kind, work: _Work, settings: Settings, now: datetime, check: Callable[[], None] = lambda: None
+    kind: Kind,
+    work: _Work,
+    settings: Settings,
+    now: datetime,
+    *,
+    pack: str = BY_HAND,
+    check: Callable[[], None] = lambda: None,
 ) -> State[None]:
     """Run the pass, store what it gives, and tell how it went.
 
     `check` raises where the run must go no further; it is asked before each mission, and before anything is stored.
     """
 
-    def run() -> tuple[Sequence[ForecastResult | DetectResult], Mapping[str, AnomalyTimesError], Written]:
-        with _stores(work.missions, settings) as (stores, refused), ThreadPoolExecutor(_JOBS) as pool:
+    def run() -> tuple[Sequence[ForecastResult | DetectResult], Written, list[str]]:
+        began = time.monotonic()
+        with _stores(work, settings) as (opened, refused), ThreadPoolExecutor(_JOBS) as pool:
 
             def mapper(function: Callable[[T], R], items: Iterable[T], /) -> Iterable[R]:
                 def unless_stopped(item: T) -> R:
@@ -415,47 +425,32 @@ async def _work(
 
                 return pool.map(unless_stopped, items)
 
+            stores = metered(opened)
             able = [mission for mission in work.missions if mission.name not in refused]
+            unable = [mission for mission in work.missions if mission.name in refused]
             results: list[ForecastResult | DetectResult] = []
             written = Written()
             if kind == "forecast":
-                for forecast in forecast_pass(able, stores, now=now, mapper=mapper):
+                for forecast in forecast_pass(able, stores, now=now, mapper=mapper, judged=True, since=work.since):
                     check()
                     stored, sent = write_forecasts([forecast], stores)
                     results += stored
                     written += sent
+                results += [ForecastResult(mission, error=refused[mission.name]) for mission in unable]
             else:
                 found = detect_pass(able, stores, now=now, mapper=mapper, since=work.since)
                 check()
                 scored, written = write_scores(found, stores)
-                results += scored
-        errors = {result.mission.name: result.error for result in results if result.error is not None}
-        return results, {**work.broken, **refused, **errors}, written
+                results += [*scored, *(DetectResult(mission, error=refused[mission.name]) for mission in unable)]
+            about, took = About(settings.project, pack), time.monotonic() - began
+            untold = tell(kind, results, stores, about=about, now=now, seconds=took, unreadable=work.broken)
+        return results, written, untold
 
-    results, errors, written = await asyncio.to_thread(run)
-    if errors:
-        # A mission that could not be read is told to the default source, for it names none.
-        sources = dict.fromkeys(errors, "") | {m.name: m.source for m in work.missions if m.name in errors}
-        for untold in await asyncio.to_thread(_write_failures, kind, sources, settings, now):
-            get_run_logger().warning(untold)
+    results, written, untold = await asyncio.to_thread(run)
+    for text in untold:
+        get_run_logger().warning(text)
+    errors = {**work.broken, **{result.mission.name: result.error for result in results if result.error is not None}}
     return await _report(kind, work, results, errors, written)
-
-
-def _write_failures(kind: Kind, sources: Mapping[str, str], settings: Settings, now: datetime) -> list[str]:
-    """Store as a metric which missions failed, each in its source; what prevented that, in words.
-
-    A folder of files takes no such metric.
-    """
-    untold = []
-    for source in sorted(set(sources.values())):
-        names = [name for name in sources if sources[name] == source]
-        try:
-            with open_store(settings.named_source(source)[1], state=settings.state_url) as store:
-                if isinstance(store, PrometheusStore):
-                    write_failures(store, kind, names, at=now)
-        except Exception as exc:  # noqa: BLE001 - how the run went is told whatever happens here
-            untold.append(f"{FAILED} of {_some(names)} was not stored: {exc}")
-    return untold
 
 
 async def _report(
@@ -532,31 +527,39 @@ def _sentence(exc: AnomalyTimesError) -> str:
 
 
 @contextmanager
-def _stores(
-    missions: Sequence[Mission], settings: Settings
-) -> Iterator[tuple[Mapping[str, Store], Mapping[str, AnomalyTimesError]]]:
-    """The stores of these missions by the source that they name, and by mission why one cannot be had."""
+def _stores(work: _Work, settings: Settings) -> Iterator[tuple[Mapping[str, Store], Mapping[str, AnomalyTimesError]]]:
+    """The stores of these missions by the source that they name, and by mission why one cannot be used.
+
+    The default one too, where that can be had, if it is to be told of missions that cannot be read.
+    """
     with ExitStack() as stack:
         stores: dict[str, Store] = {}
         refused: dict[tuple[str, WriteMode], AnomalyTimesError | None] = {}
-        for mission in missions:
+
+        def opened(name: str) -> Store:
+            if name not in stores:
+                _, source = settings.named_source(name)
+                stores[name] = stack.enter_context(open_store(source, state=settings.state_url))
+            return stores[name]
+
+        for mission in work.missions:
             key = mission.source, mission.write
             if key in refused:
                 continue
             try:
-                if mission.source not in stores:
-                    _, source = settings.named_source(mission.source)
-                    stores[mission.source] = stack.enter_context(open_store(source, state=settings.state_url))
-                refused[key] = _lost_state(stores[mission.source], mission, settings)
+                refused[key] = _lost_state(opened(mission.source), mission, settings)
             except AnomalyTimesError as exc:
                 refused[key] = exc
-        by_name = {mission.name: refused[mission.source, mission.write] for mission in missions}
+        if work.broken:
+            with suppress(AnomalyTimesError):
+                opened("")
+        by_name = {mission.name: refused[mission.source, mission.write] for mission in work.missions}
         yield stores, {name: exc for name, exc in by_name.items() if exc is not None}
 
 
 @contextmanager
 def _opened(missions: Sequence[Mission]) -> Iterator[Mapping[str, Store]]:
-    with _stores(missions, load_settings()) as (stores, refused):
+    with _stores(_Work(missions), load_settings()) as (stores, refused):
         for exc in refused.values():
             raise exc
         yield stores

@@ -27,22 +27,16 @@ from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 from cronsim import CronSim
 
-from anomaly_times.conventions import Kind, pack_slug
+from anomaly_times.conventions import BY_HAND, Kind, pack_slug
 from anomaly_times.durations import EPOCH, format_duration
 from anomaly_times.errors import AnomalyTimesError, MissionError, UsageError
 from anomaly_times.loading import DEFAULTS_FILE, mission_files
 from anomaly_times.mission import Mission
-from anomaly_times.passes import (
-    DetectResult,
-    ForecastResult,
-    Mapper,
-    detect_pass,
-    forecast_pass,
-    write_forecasts,
-    write_scores,
-)
+from anomaly_times.monitoring import About, Result, tell, tell_gone, tells_alike
+from anomaly_times.passes import ForecastResult, Mapper, detect_pass, forecast_pass, write_forecasts, write_scores
 from anomaly_times.plan import KINDS, first_cutoff, restart, timing_of
 from anomaly_times.stores import Store, Written
+from anomaly_times.stores.metered import metered
 
 __all__ = [
     "Happening",
@@ -58,9 +52,10 @@ __all__ = [
     "run_pass",
 ]
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 R = TypeVar("R")
-Result: TypeAlias = ForecastResult | DetectResult
 StoresOf: TypeAlias = Callable[[Sequence[Mission]], Mapping[str, Store]]
 
 # Detections are short and many, forecasts long: neither may wait for the other.
@@ -77,6 +72,7 @@ def run_pass(
     since: Mapping[str, datetime] | None = None,
     mapper: Mapper = map,
     write: bool = True,
+    about: About | None = None,
     on_done: Callable[[Result], None] | None = None,
 ) -> tuple[list[Result], Written | None]:
     """Forecast or score missions, and store the results; answers them with what was written.
@@ -89,31 +85,41 @@ def run_pass(
         stores: by the source that missions name.
         now: with a time zone.
         window: as for `detect_pass`.
-        since: as for `detect_pass`.
+        since: as for `detect_pass` and `forecast_pass`.
         mapper: runs the missions; one that ends early leaves missions out.
         write: else nothing is stored, and `None` takes the place of what was written.
+        about: what the figures carry that the pass stores about itself; without, or where nothing is stored, none are.
         on_done: told each result as it comes.
     """
-    tell = on_done or (lambda _: None)
-    if kind == "detect":
-        found = detect_pass(missions, stores, now=now, window=window, since=since, mapper=mapper, on_done=tell)
-        if not write:
-            return list(found), None
-        scored, total = write_scores(found, stores)
-        return list(scored), total
+    began = time.monotonic()
+    done = on_done or (lambda _: None)
+    used = metered(stores)
     results: list[Result] = []
     total = Written()
 
     def store(result: ForecastResult) -> None:
         nonlocal total
         if write:
-            (result,), written = write_forecasts([result], stores)
+            (result,), written = write_forecasts([result], used)
             total += written
         results.append(result)
-        tell(result)
+        done(result)
 
-    forecast_pass(missions, stores, now=now, mapper=mapper, on_done=store)
-    return results, total if write else None
+    if kind == "forecast":
+        judged = write and about is not None
+        forecast_pass(missions, used, now=now, mapper=mapper, judged=judged, since=since, on_done=store)
+    else:
+        found = detect_pass(missions, used, now=now, window=window, since=since, mapper=mapper, on_done=done)
+        if write:
+            found, total = write_scores(found, used)
+        results += found
+    if not write:
+        return results, None
+    if about is not None:
+        seconds = time.monotonic() - began
+        for untold in tell(kind, results, used, about=about, now=now, seconds=seconds):
+            logger.warning("%s", untold)
+    return results, total
 
 
 @dataclass(frozen=True)
@@ -295,20 +301,29 @@ class Runner:
         self._due = {**self._due, **{name: at for at, names in due.items() for name in names}}
         for at, names in due.items():
             self._scheduler.add_job(self._first, "date", (names, at), run_date=at, executor="forecast")
+        # Those that go on under other labels too, for the old ones would seem to wait for scores.
+        stopped = [was for name, was in before.items() if not tells_alike(was, self._missions.get(name))]
+        for untold in tell_gone(stopped, self._stores, project=self._project, at=now):
+            logger.warning("%s", untold)
 
     def _pass(self, slug: str) -> None:
         pack = self._packs.get(slug)
         if pack is not None:
-            self._run(pack.kind, pack.cadence, lambda: self._packs[slug].missions if slug in self._packs else ())
+
+            def current() -> Sequence[Mission]:
+                return self._packs[slug].missions if slug in self._packs else ()
+
+            self._run(pack.kind, pack.cadence, current, slug=slug)
 
     def _first(self, names: Sequence[str], at: datetime) -> None:
         def current() -> Sequence[Mission]:
             # As they are by now, less those that changed once more and are due again.
             return [self._missions[name] for name in names if name in self._missions and self._due[name] == at]
 
-        self._run("forecast", "", current, first=True)
+        self._run("forecast", "", current)
 
-    def _run(self, kind: Kind, cadence: str, current: Callable[[], Sequence[Mission]], *, first: bool = False) -> None:
+    def _run(self, kind: Kind, cadence: str, current: Callable[[], Sequence[Mission]], *, slug: str = "") -> None:
+        """One pass; without a `slug` it is the first forecast of new and changed missions."""
         if self._stopping.is_set():
             return
         began = time.monotonic()
@@ -318,9 +333,10 @@ class Runner:
             return
         with ThreadPoolExecutor(self._jobs, thread_name_prefix=kind) as pool:
             mapper = self._until_stopped(pool)
-            results, written = run_pass(kind, missions, stores, now=now, since=since, mapper=mapper)
+            about = About(self._project, slug or BY_HAND)
+            results, written = run_pass(kind, missions, stores, now=now, since=since, mapper=mapper, about=about)
         took = timedelta(seconds=time.monotonic() - began)
-        self._tell(PassDone(kind, cadence, now, took, results, written or Written(), first))
+        self._tell(PassDone(kind, cadence, now, took, results, written or Written(), not slug))
 
     def _until_stopped(self, pool: Executor) -> Mapper:
         def mapper(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:

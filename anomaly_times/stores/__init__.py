@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from anomaly_times.mission import Mission
-from anomaly_times.panel import Evidence, Forecast, Grid, Panel, Scores
+from anomaly_times.panel import Evidence, Forecast, Grid, Labels, Panel, Scores
 from anomaly_times.settings import Source
 
-__all__ = ["Store", "Written", "open_store"]
+__all__ = ["Gauge", "Store", "Written", "open_store"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,15 @@ class Written:
 
     def __add__(self, other: Written) -> Written:
         return Written(self.samples + other.samples, self.series + other.series, self.skipped + other.skipped)
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """A number that a pass tells about itself: `metric`, with `labels` that are without `__name__`."""
+
+    metric: str
+    labels: Labels
+    value: float
 
 
 class Store(Protocol):
@@ -111,6 +120,16 @@ class Store(Protocol):
 
         Raises:
             StoreError: the store is away or refuses; a rerun writes the same values again.
+        """
+        ...
+
+    def write_gauges(self, gauges: Sequence[Gauge], *, at: datetime) -> None:
+        """Store one sample of each gauge at that time, in one attempt of a few seconds; a folder keeps none.
+
+        What is not finite is left out, and what is older than the newest sample of its series may be.
+
+        Raises:
+            StoreError: the store is away or refuses.
         """
         ...
 

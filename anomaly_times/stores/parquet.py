@@ -37,7 +37,7 @@ from anomaly_times.evidence import KEPT
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Evidence, Floats, Forecast, Grid, Labels, Panel, Scores
 from anomaly_times.settings import Source
-from anomaly_times.stores import Written, over_time
+from anomaly_times.stores import Gauge, Written, over_time
 from anomaly_times.stores.metric_files import SUFFIXES, MetricFile, merge_files, read_metric_file
 from anomaly_times.stores.promql import parse_query, point_at
 from anomaly_times.stores.state import (
@@ -202,6 +202,9 @@ class FolderStore:
             added.update(new["unique_id"])
             samples += len(new)
         return Written(samples, len(added), len(offered - added))
+
+    def write_gauges(self, gauges: Sequence[Gauge], *, at: datetime) -> None:
+        """Nothing: a folder has nobody who watches, and how a pass went is on its screen."""
 
     def close(self) -> None:
         """Forget the parsed files."""

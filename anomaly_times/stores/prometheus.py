@@ -22,13 +22,13 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from anomaly_times.conventions import FORECAST_METRICS, LABEL_MISSION, LIMIT_METRICS, OUR_METRICS, SCORE
+from anomaly_times.conventions import FORECAST_METRICS, LABEL_MISSION, LIMIT_METRICS, OUR_METRICS, SCORE, SELF_METRICS
 from anomaly_times.durations import EPOCH, format_duration, milliseconds
 from anomaly_times.errors import NoSeriesError, QueryError, StoreDataError, StoreError, StoreUnavailableError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Evidence, Floats, Forecast, Grid, Labels, Panel, Scores
 from anomaly_times.settings import Source, WriteMode
-from anomaly_times.stores import Written, over_time, writing
+from anomaly_times.stores import Gauge, Written, over_time, writing
 from anomaly_times.stores.http import HttpClient, RefusedError, TooLargeError
 from anomaly_times.stores.matrix import parse_matrix, parse_newest, parse_samples, parse_strings, parse_types
 from anomaly_times.stores.promql import Query, TooManySeriesError, parse_query, point_at, server_position, server_reason
@@ -36,6 +36,7 @@ from anomaly_times.stores.state import ForecastFiles
 
 __all__ = ["PrometheusStore"]
 
+_OURS = frozenset((*OUR_METRICS, *SELF_METRICS))
 _MOST_STEPS = 11_000
 """Prometheus refuses more points a series in one answer."""
 _MOST_POINTS = 3_000_000
@@ -125,9 +126,9 @@ class PrometheusStore:
             labels, y = self._range(promql, grid, url, max_series=max_series)
         except RefusedError as exc:
             raise self._refused(query, exc) from exc
-        if not any(name in promql for name in OUR_METRICS):
+        if not any(name in promql for name in _OURS):
             # A wide selector such as {job="a"} must not forecast forecasts, more of them with every run.
-            own = np.array([row.get("__name__") in OUR_METRICS for row in labels], dtype=np.bool_)
+            own = np.array([row.get("__name__") in _OURS for row in labels], dtype=np.bool_)
             if own.any():
                 labels, y = [row for row, ours in zip(labels, own, strict=True) if not ours], y[~own]
         if not labels:
@@ -280,6 +281,10 @@ class PrometheusStore:
         for mission, labels, grid, numbers in sent:
             self._recalled.extend(mission, labels, grid, numbers)
         return written
+
+    def write_gauges(self, gauges: Sequence[Gauge], *, at: datetime) -> None:
+        """Store these gauges at that time; see `writing.write_gauges`."""
+        writing.write_gauges(self, gauges, at=at)
 
     def close(self) -> None:
         """Give connections back."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -21,12 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from anomaly_times.conventions import (
-    FAILED,
     FORECAST_METRICS,
     LABEL_CHANNEL,
-    LABEL_KIND,
     LABEL_MISSION,
-    Kind,
     channel_labels,
     lead_ms,
 )
@@ -35,7 +33,7 @@ from anomaly_times.errors import MissionError, StoreError, UsageError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Floats, Forecast, Grid, Labels, Scores
 from anomaly_times.settings import WriteMode
-from anomaly_times.stores import Written, over_time, remote_write, vm_import
+from anomaly_times.stores import Gauge, Written, over_time, remote_write, vm_import
 from anomaly_times.stores.http import RefusedError
 from anomaly_times.stores.samples import Samples
 from anomaly_times.stores.state import ForecastFiles
@@ -50,8 +48,8 @@ __all__ = [
     "limits_at",
     "send",
     "uncached",
-    "write_failures",
     "write_forecasts",
+    "write_gauges",
     "write_scores",
 ]
 
@@ -68,7 +66,8 @@ Sent = tuple[Mission, tuple[Labels, ...], Grid, Floats]
 _RECENT = timedelta(hours=12)
 _COUNTER_DELAY = 1.5
 _VISIBLE_AFTER = 5.0
-_FAILURES_WITHIN = 5.0
+_GAUGES_WITHIN = 5.0
+_OUT_OF_ORDER = re.compile(r"out.of.order|duplicate sample", re.IGNORECASE)
 
 
 def write_forecasts(store: PrometheusStore, items: Sequence[tuple[Mission, Forecast]]) -> Written:
@@ -186,26 +185,47 @@ def send(store: PrometheusStore, blocks: Sequence[Samples]) -> Written:
     return written
 
 
-def write_failures(store: PrometheusStore, kind: Kind, missions: Sequence[str], *, at: datetime) -> None:
-    """Store that these missions failed in a run at that time, in one attempt of a few seconds.
+def write_gauges(store: PrometheusStore, gauges: Sequence[Gauge], *, at: datetime) -> None:
+    """Store one sample of each gauge at that time, in one attempt of a few seconds; nothing where nothing is written.
+
+    Passes end in another order than they begin, and Prometheus refuses a whole request for one sample that is older
+    than the newest of its series. Then each metric goes alone, and what is refused again is out of date.
 
     Raises:
         StoreError: the server is away or refuses.
     """
-    if not store.source.write_url or not missions:
+    if not store.source.write_url or not gauges:
         return
-    encoder = vm_import if store.source.protocol == "vm_import" else remote_write
-    labels = [Labels.of({LABEL_MISSION: name, LABEL_KIND: kind}) for name in sorted(set(missions))]
     times = np.array([milliseconds(at - EPOCH)], dtype=np.int64)
-    for body in encoder.encode([Samples((FAILED,), labels, times, np.ones((len(labels), 1, 1)))]):
-        store.client.request(
-            "POST",
-            store.source.write_url,
-            content=body,
-            headers=encoder.HEADERS,
-            retry=False,
-            deadline=_FAILURES_WITHIN,
-        )
+    by_metric: dict[str, list[Gauge]] = defaultdict(list)
+    for gauge in gauges:
+        by_metric[gauge.metric].append(gauge)
+    blocks = [
+        Samples((metric,), [each.labels for each in group], times, np.array([[[each.value]] for each in group]))
+        for metric, group in by_metric.items()
+    ]
+    if not _send_once(store, blocks):
+        for block in blocks:
+            _send_once(store, [block])
+
+
+def _send_once(store: PrometheusStore, blocks: Sequence[Samples]) -> bool:
+    """Whether the server took these samples; it did not where one is older than the newest of its series."""
+    encoder = vm_import if store.source.protocol == "vm_import" else remote_write
+    for body in encoder.encode(blocks):
+        try:
+            store.client.request(
+                *("POST", store.source.write_url),
+                content=body,
+                headers=encoder.HEADERS,
+                retry=False,
+                deadline=_GAUGES_WITHIN,
+            )
+        except RefusedError as exc:
+            if _OUT_OF_ORDER.search(exc.text):
+                return False
+            raise _explained(exc) from exc
+    return True
 
 
 def _checked_labels(
@@ -392,7 +412,7 @@ def _explained(exc: RefusedError) -> StoreError:
             hint="Prometheus takes what is up to about an hour older than its newest sample, unless "
             f"`out_of_order_time_window` is set: is this time longer ago, or was the future written there ({ahead})?",
         )
-    if re.search(r"out.of.order|duplicate sample", exc.text, re.IGNORECASE):
+    if _OUT_OF_ORDER.search(exc.text):
         return StoreError(
             f"{exc.message}; nothing of this request was stored",
             hint="the server has newer samples of these series: does another process write them, or is the future "
