@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests import servers
 STEP = timedelta(minutes=5)
 HOUR = timedelta(hours=1)
 NOW = datetime(2026, 3, 15, 12, 1, tzinfo=UTC)
+PAGE = Path(__file__).parents[1] / "docs" / "monitoring.md"
 ABOUT = About("shop", "at:shop:detect:5m:00")
 
 
@@ -282,6 +284,18 @@ def test_a_meter_counts_values_and_neither_gaps_nor_our_own_results() -> None:
     assert metered.name == "memory"
 
 
+def questions() -> list[str]:
+    """The expressions of the page, without their comments."""
+    (block,) = re.findall(r"```promql\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    parts = block.split("\n\n")
+    return ["\n".join(line for line in part.splitlines() if not line.startswith("#")) for part in parts]
+
+
+def test_every_metric_is_in_the_table_of_the_page() -> None:
+    listed = re.findall(r"^\| `(at_\w+)` \|", PAGE.read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(SELF_METRICS)
+
+
 # -- real servers ------------------------------------------------------------------------------------------------
 
 
@@ -349,6 +363,9 @@ def test_every_figure_can_be_asked_of_a_server_and_coverage_is_one_division(
         )
         mase = "sum(sum_over_time(at_forecast_abs_error[2h])) / sum(sum_over_time(at_naive_abs_error[2h]))"
         assert ask(mase) == pytest.approx(quality.abs_error / quality.naive_abs_error)
+        for question in questions():
+            # What runs out soon is a question whose answer is empty on a good day.
+            assert store.query(question, at) or "< 1800" in question, question
         lag = 'time() - at_last_success_timestamp_seconds{kind="detect"}'
         assert ask(lag) == pytest.approx(2, abs=0.01)
         # What began before the newest pass and ended after it is no reason to lose the others' figures.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -64,7 +65,9 @@ def detect(
     from anomaly_times.cli import render
     from anomaly_times.cli.from_files import pass_over_files
     from anomaly_times.cli.views import DetectView
+    from anomaly_times.monitoring import About, tell
     from anomaly_times.passes import write_scores
+    from anomaly_times.stores.metered import MeteredStore
 
     if files or promql is None:
         opt.require_file_options(ctx)
@@ -73,12 +76,17 @@ def detect(
     opt.require_query_options(ctx)
     query, form = opt.query_from_options(ctx.params), opt.output_format(output, out, plot)
     window = opt.parse_window(last, "--last")
-    with query.open() as store, render.working(f"scoring {query.mission.promql}"):
+    with query.open() as opened, render.working(f"scoring {query.mission.promql}"):
+        began, store = time.monotonic(), MeteredStore(opened)
         found = score(query, store, window=window)
-        written, failed = None, None
+        written, failed, untold = None, None, []
         if not dry_run and found.result.error is None:
-            [stored], written = write_scores([found.result], query.stores(store))
-            failed = stored.error
+            stores = {query.mission.source: store}
+            told, written = write_scores([found.result], stores)
+            failed, about, took = told[0].error, About(query.settings.project), time.monotonic() - began
+            untold = tell("detect", told, stores, about=about, now=query.now, seconds=took)
+    for text in untold:
+        render.note(text)
     view = DetectView.of(query, found.result, written, made=found.made, mixed=found.mixed, failed=failed)
     render.show(view, form, out=out, plot=plot, top=top)
     if failed is not None:

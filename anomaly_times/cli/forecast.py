@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import typer
@@ -53,7 +54,9 @@ def forecast(
     from anomaly_times.cli import render
     from anomaly_times.cli.from_files import pass_over_files
     from anomaly_times.cli.views import ForecastView
+    from anomaly_times.monitoring import About, tell
     from anomaly_times.passes import forecast_pass, write_forecasts
+    from anomaly_times.stores.metered import metered
 
     if files or promql is None:
         opt.require_file_options(ctx)
@@ -62,14 +65,18 @@ def forecast(
     opt.require_query_options(ctx)
     query, form = opt.query_from_options(ctx.params), opt.output_format(output, out, plot)
     with query.open() as store, render.working(f"forecasting {query.mission.promql}"):
-        stores = query.stores(store)
+        began, stores = time.monotonic(), metered(query.stores(store))
         if not dry_run:
             require_room_ahead(query, store)
-        [result] = forecast_pass([query.mission], stores, now=query.now, keep_history=True)
-        written, failed, where = None, None, ""
+        [result] = forecast_pass([query.mission], stores, now=query.now, keep_history=True, judged=not dry_run)
+        written, failed, where, untold = None, None, "", []
         if not dry_run and result.error is None:
-            [stored], written = write_forecasts([result], stores)
-            failed, where = stored.error, query.place_of_forecasts(store)
+            told, written = write_forecasts([result], stores)
+            failed, where = told[0].error, query.place_of_forecasts(store)
+            about, took = About(query.settings.project), time.monotonic() - began
+            untold = tell("forecast", told, stores, about=about, now=query.now, seconds=took)
+    for text in untold:
+        render.note(text)
     view = ForecastView.of(query, result, written, where=where, failed=failed)
     render.show(view, form, out=out, plot=plot, top=top)
     if failed is not None:

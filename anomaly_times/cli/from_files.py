@@ -14,7 +14,9 @@ from anomaly_times.cli.options import Output
 from anomaly_times.cli.pass_views import PassView
 from anomaly_times.conventions import Kind
 from anomaly_times.errors import UsageError
+from anomaly_times.monitoring import About
 from anomaly_times.scheduling.local import run_pass
+from anomaly_times.settings import load_settings
 
 __all__ = ["pass_over_files"]
 
@@ -49,6 +51,7 @@ def pass_over_files(kind: Kind, files: Sequence[Path] | None, params: Mapping[st
                 window=window,
                 mapper=mapper,
                 write=not params["dry_run"],
+                about=About(load_settings().project),
                 on_done=lambda _: advance(),
             )
     view = PassView.of(kind, now, results, written)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anomaly_times.cli import options as opt
-from anomaly_times.errors import UsageError
+from anomaly_times.errors import MissionError, UsageError
 
 if TYPE_CHECKING:
     from anomaly_times.mission import Mission
     from anomaly_times.plan import SavedPlan
     from anomaly_times.scheduling.server import PrefectServer
     from anomaly_times.settings import Settings
+    from anomaly_times.stores import Store
 
 __all__ = [
     "DONE",
@@ -118,6 +120,8 @@ def apply(
     """
     from anomaly_times.cli import render
     from anomaly_times.cli.plan_views import PlanView
+    from anomaly_times.monitoring import tells_alike
+    from anomaly_times.plan import Delete, Update
     from anomaly_times.scheduling import sync
 
     may_ask(yes, first="at mission plan")
@@ -145,6 +149,9 @@ def apply(
             on_plan=lambda made: render.show_report(PlanView(made), opt.Output.TABLE) if yes else None,
             on_done=lambda what, whom: render.say(f"{DONE[what]} {whom}"),
         )
+    stopped = [change.before for change in done.of(Delete) if change.before]
+    stopped += [c.before for c in done.of(Update) if c.before and not tells_alike(c.before, c.target.mission)]
+    _tell_stopped(stopped, settings)
     render.say("nothing had to change" if done.empty else "applied")
 
 
@@ -209,7 +216,8 @@ def pause(
     until = opt.utc_now().replace(microsecond=0) + length if length else None
     settings, server = open_server()
     with server:
-        sync.pause(server, name, Pause(until, reason), project=settings.project)
+        paused = sync.pause(server, name, Pause(until, reason), project=settings.project)
+    _tell_stopped([paused.mission], settings)
     render.say(f"{name} is paused " + (f"until {until:%Y-%m-%d %H:%M:%S} UTC" if until else "until it is resumed"))
 
 
@@ -261,6 +269,8 @@ def delete(
             # First, for without the mission nobody could say a second time where its series are.
             render.say(f"deleted {purge_results(source, name)} from {source}")
         sync.delete(server, name, project=settings.project)
+    if found.deployed is not None and not purge_series:
+        _tell_stopped([found.deployed.mission], settings)
     render.say(f"deleted {name}")
 
 
@@ -371,6 +381,23 @@ def open_server(*, prune: bool = False) -> tuple[Settings, PrefectServer]:
             hint="set `project:` in anomaly-times.yaml, or AT_PROJECT; other repositories may use the default one too",
         )
     return settings, connect(settings.prefect)
+
+
+def _tell_stopped(missions: Sequence[Mission], settings: Settings) -> None:
+    """Let rules about these missions fall silent at once; a note where that cannot be, and what was done stays done."""
+    if not missions:
+        return
+    from anomaly_times.cli import render
+    from anomaly_times.monitoring import tell_gone
+
+    with opt.MissionStores("", "") as opened:
+        stores: dict[str, Store] = {}
+        for mission in missions:
+            # Told of as not open.
+            with suppress(UsageError, MissionError):
+                stores |= opened.of([mission])
+        for text in tell_gone(missions, stores, project=settings.project, at=opt.utc_now()):
+            render.note(text)
 
 
 def may_ask(yes: bool, *, first: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from anomaly_times.conventions import LABEL_MISSION, OUR_METRICS
+from anomaly_times.conventions import LABEL_MISSION, OUR_METRICS, SELF_METRICS
 from anomaly_times.errors import StoreError
 from anomaly_times.settings import Source
 from anomaly_times.stores.http import HttpClient, RefusedError
@@ -23,8 +23,7 @@ def purge_results(source: Source, mission: str, *, client: HttpClient | None = N
     """
     if source.folder is not None:
         raise StoreError(f"{source} is a folder: results cannot be taken out of it", hint="remove its result files")
-    metrics = "|".join(metric.removeprefix("anomaly_") for metric in OUR_METRICS)
-    selector = f'{{{LABEL_MISSION}="{mission}",__name__=~"anomaly_({metrics})"}}'
+    selector = f'{{{LABEL_MISSION}="{mission}",__name__=~"{"|".join((*OUR_METRICS, *SELF_METRICS))}"}}'
     url = f"{source.readback_url}/api/v1/admin/tsdb/delete_series"
     owned = client or HttpClient(source)
     try:

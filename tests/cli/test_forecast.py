@@ -39,6 +39,10 @@ def test_a_forecast_is_stored_and_the_table_says_so(at: Run, store: MemoryStore)
     assert "3 series, 12 steps of 10m each, half an alert a series and week, model seasonal_naive" in result.stdout
     assert f"stored 108 samples in http://localhost:8428 as mission {_mission().name}" in result.stdout
     assert _stored(store) > 0
+    told = {gauge.metric: gauge for _, gauge in store.gauges}
+    assert told["at_points_written"].value == 108
+    assert told["at_points_written"].labels.get("pack") == "by-hand"
+    assert told["at_mission_info"].labels.get("mission") == _mission().name
     assert "108 samples" not in at("forecast", *COMMON).stdout  # the same cutoff is never written again
     assert store.closed
 
@@ -84,6 +88,7 @@ def test_a_dry_run_stores_nothing(at: Run, store: MemoryStore) -> None:
     assert result.exit_code == 0
     assert "dry run: no forecast stored" in result.stdout
     assert _stored(store) == 0
+    assert store.gauges == []
 
 
 def test_json_is_alone_on_stdout_and_whole(at: Run, store: MemoryStore) -> None:

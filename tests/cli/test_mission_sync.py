@@ -25,6 +25,7 @@ from anomaly_times.panel import Forecast, Grid, Labels
 from anomaly_times.plan import Found, State, build_plan
 from anomaly_times.settings import Source
 from anomaly_times.stores import open_store
+from anomaly_times.stores.prometheus import PrometheusStore
 from tests import servers
 from tests.cli.conftest import Run
 from tests.prefect_bases import api, base_deployments
@@ -202,6 +203,33 @@ def test_pause_resume_show_run_and_delete(project: servers.Server, at: Run) -> N
         result = at("mission", command, "cli-a")
         assert result.exit_code == 3
         assert "no mission 'cli-a' is deployed" in result.stderr
+
+
+@pytest.mark.servers
+def test_rules_fall_silent_at_once_about_what_is_paused_deleted_or_relabelled(
+    project: servers.Server, vm_server: servers.Server, at: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AT_SOURCES__MAIN__URL", vm_server.url)
+    Path("missions/more.yaml").write_text("name: cli-c\npromql: up\n---\nname: cli-d\npromql: up\n")
+    assert at("mission", "apply", "--yes").stderr == ""
+    assert at("mission", "pause", "cli-a").stderr == ""
+    assert at("mission", "delete", "cli-b", "--yes").stderr == ""
+    Path("missions/more.yaml").write_text("name: cli-c\npromql: up\nforecast: {every: 2h}\n")
+    assert at("mission", "apply", "--prune", "--yes").stderr == ""
+    vm_server.flush()
+    with open_store(Source(url=vm_server.url), state=tmp_path) as store:
+        assert isinstance(store, PrometheusStore)
+        found = store.query(f'last_over_time(at_mission_info{{project="{PROJECT}"}}[5m])', datetime.now(UTC))
+    told = {(row.get("mission"), row.get("forecast_every")): samples[0][1] for row, samples in found}
+    assert told == {("cli-a", "1h"): 0, ("cli-b", "1h"): 0, ("cli-c", "1h"): 0, ("cli-d", "1h"): 0}
+    # Where the source cannot be told, what was done is done.
+    monkeypatch.setenv("AT_SOURCES__MAIN__URL", f"http://127.0.0.1:{servers.free_port()}")
+    result = at("mission", "pause", "cli-c")
+    assert (result.exit_code, result.stdout) == (0, "cli-c is paused until it is resumed\n")
+    assert result.stderr.startswith(
+        "note: that cli-c stopped is not stored, so rules may still wait for scores: http://"
+    )
+    monkeypatch.setenv("AT_SOURCES__MAIN__URL", vm_server.url)
 
 
 @pytest.mark.servers

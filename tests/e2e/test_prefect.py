@@ -17,7 +17,16 @@ import httpx
 import numpy as np
 import pytest
 
-from anomaly_times.conventions import FORECAST_METRICS, LABEL_MISSION, SCORE, name_for_query, pack_slug, variable_name
+from anomaly_times.conventions import (
+    FORECAST_METRICS,
+    LABEL_MISSION,
+    MISSION_INFO,
+    SCORE,
+    SCORED_POINTS,
+    name_for_query,
+    pack_slug,
+    variable_name,
+)
 from anomaly_times.deployed import DeployedMission
 from anomaly_times.durations import EPOCH
 from anomaly_times.mission import Mission
@@ -206,7 +215,7 @@ def test_schedules_by_hand_and_packs_run_beside_each_other_and_survive_deploys(
     state = world.of_schedule(detect)
     assert (state["type"], state["name"]) == ("COMPLETED", "Completed"), state["message"]
     assert state["message"].startswith("1 mission scored")
-    for metric in (*FORECAST_METRICS, SCORE):
+    for metric in (*FORECAST_METRICS, SCORE, MISSION_INFO, SCORED_POINTS):
         assert world.stored(metric, name).size, f"{metric}: {worker.log}"
 
     first = world.run(DETECTION, pack=packs[1])

@@ -493,6 +493,12 @@ def test_a_mission_that_fails_is_a_metric_too(
         found = store.query('last_over_time(anomaly_mission_failed{kind="detect"}[5m])', datetime.now(UTC))
         values = {labels.get("mission"): samples[0][1] for labels, samples in found}
         assert values == {failing.name: 1.0, broken.name: 1.0}
+        found = store.query('last_over_time(at_errors{kind="detect"}[5m])', datetime.now(UTC))
+        assert {labels.get("mission"): samples[0][1] for labels, samples in found}.items() >= values.items()
+        info = store.query(f'last_over_time(at_mission_info{{mission="{failing.name}"}}[5m])', datetime.now(UTC))
+        assert [samples[0][1] for _, samples in info] == [1.0]
+        packs = store.query("count by (pack) (last_over_time(at_points_read[5m]))", datetime.now(UTC))
+        assert scores in {labels.get("pack") for labels, _ in packs}
         # Like all that is ours, it is no series of a wide selector.
         with pytest.raises(NoSeriesError):
             store.read(f'{{mission="{failing.name}"}}', Grid.ending(datetime.now(UTC), STEP, 5))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from anomaly_times.conventions import MISSION_INFO, POINTS_READ
 from anomaly_times.durations import EPOCH
 from anomaly_times.errors import AnomalyTimesError, MissionError, StoreUnavailableError
 from anomaly_times.mission import Mission
@@ -133,6 +134,15 @@ def test_a_cron_line_is_literal_in_the_missions_zone(cron: str, zone: str, expec
     assert found == expected
 
 
+def test_a_pass_of_a_pack_says_which() -> None:
+    store, tape = MemoryStore({QUERY: requests()}), Tape()
+    with runner(store, tape, project="shop") as running:
+        running.run([fast("a")])
+        tape.wait(lambda _: bool(tape.passes("forecast")) and bool(tape.passes("detect")))
+    told = {(g.labels.get("kind"), g.labels.get("pack")) for _, g in store.gauges if g.metric == POINTS_READ}
+    assert told == {("forecast", "by-hand"), ("detect", "at:shop:detect:200ms:00")}
+
+
 def test_a_pass_stores_each_forecast_as_it_comes() -> None:
     store = MemoryStore({QUERY: requests()})
     seen: list[int] = []
@@ -222,6 +232,25 @@ def test_a_change_right_after_a_forecast_is_forecast_anew_and_nothing_is_scored_
         tape.wait(lambda _: len(tape.passes("forecast")) == 2)
         assert cutoffs(store, "a") == {AT, AT + STEP}
         assert "a" in store.read_forecasts([mission("a")], grid, since=running._since)
+
+
+def test_rules_are_told_of_missions_that_go_and_of_labels_that_change() -> None:
+    store, tape = MemoryStore({QUERY: requests()}), Tape()
+
+    def told() -> dict[tuple[str, str], float]:
+        return {
+            (gauge.labels.get("mission"), gauge.labels.get("forecast_every")): gauge.value
+            for _, gauge in store.gauges
+            if gauge.metric == MISSION_INFO
+        }
+
+    with runner(store, tape, project="shop") as running:
+        running.run([mission("a"), mission("b"), mission("c")])
+        tape.wait(lambda _: bool(tape.passes("forecast")))
+        assert told() == {("a", "1h"): 1, ("b", "1h"): 1, ("c", "1h"): 1}
+        running.run([mission("a", promql="other"), mission("b", forecast={"every": "30m"})])
+        # What runs on under the same labels is told by its next pass, not by this.
+        assert told() == {("a", "1h"): 1, ("b", "1h"): 0, ("c", "1h"): 0}
 
 
 def test_a_query_that_goes_and_comes_back_as_another_is_not_scored_against_the_old_one() -> None:
