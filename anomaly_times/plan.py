@@ -52,6 +52,7 @@ __all__ = [
     "Timing",
     "Update",
     "build_plan",
+    "field_changes",
     "first_cutoff",
     "first_runs",
     "new_missions",
@@ -418,7 +419,7 @@ def _change(
         target = DeployedMission(mission, project, packs, now)
         to_value(target)
         return Update(target, (), drift=found.error, restarts=True)
-    fields = tuple(_fields(before.mission, mission))
+    fields = tuple(field_changes(before.mission, mission))
     paused = before.paused if before.paused and not _over(before.paused, now) else None
     if before.paused != paused:
         fields += (FieldChange("paused", _pause(before.paused), None, SCHEDULE),)
@@ -474,7 +475,8 @@ def _pause(pause: Pause | None) -> str | None:
     return f"until {iso_utc(pause.until)}" if pause.until else "until resumed"
 
 
-def _fields(before: Mission, after: Mission) -> Iterator[FieldChange]:
+def field_changes(before: Mission, after: Mission) -> Iterator[FieldChange]:
+    """What two versions of a mission differ in, field by field, as JSON has them."""
     if before == after:
         return
     old, new = _flat(before), _flat(after)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from anomaly_times.checks import CHECKS, LOADING, Report, check_missions
-from anomaly_times.checks.changed import changed_files, only_changed
+from anomaly_times.checks.changed import changed_files, files_before, only_changed
 from anomaly_times.checks.evidence import LOOKS, Dead, Evidence
 from anomaly_times.checks.examiner import Examiner
 from anomaly_times.checks.live import cost_of
@@ -666,10 +666,52 @@ def test_files_outside_the_repository_are_wrong_usage(
         only_changed(load_missions([".", elsewhere]), changed_files("main"))
 
 
+def names_before(into: Path, *paths: str) -> list[tuple[str, str]]:
+    loading = load_missions(files_before("main", [Path(path) for path in paths], into))
+    return [(loaded.mission.name, loaded.mission.promql) for loaded in loading.missions]
+
+
+@pytest.mark.parametrize("path", [".", "x", "x/*.yaml", "x/c.yaml"])
+def test_files_are_as_they_were_with_their_defaults(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory, path: str
+) -> None:
+    (repository / "x/defaults.yaml").write_text("promql: theirs\n")
+    (repository / "x/c.yaml").write_text("name: c\n")
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "two")
+    git(repository, "checkout", "-qb", "mine")
+    (repository / "x/defaults.yaml").unlink()
+    (repository / "x/c.yaml").write_text("name: other\npromql: mine\n")
+    git(repository, "commit", "-qam", "mine")
+    found = names_before(tmp_path_factory.mktemp("old"), path)
+    assert ("c", "theirs") in found
+    assert len(found) == {".": 4, "x": 2, "x/*.yaml": 2, "x/c.yaml": 1}[path]
+    assert (repository / "x/c.yaml").read_text() == "name: other\npromql: mine\n"
+
+
+def test_a_file_that_was_not_there_is_left_out(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    (repository / "new.yaml").write_text("name: new\npromql: m\n")
+    (repository / "link.yaml").symlink_to("a.yaml")
+    assert names_before(tmp_path_factory.mktemp("old"), "new.yaml", "b.yaml", "y/*.yaml") == [("b", "m")]
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "two")
+    assert names_before(tmp_path_factory.mktemp("links"), "link.yaml") == [("a", "m")]
+
+
+def test_old_files_outside_the_repository_are_wrong_usage(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    with pytest.raises(UsageError, match=r"elsewhere\d* is not in the Git repository"):
+        files_before("main", [elsewhere], tmp_path_factory.mktemp("old"))
+
+
 @pytest.mark.parametrize("revision", ["nonsense", "--output=x", ""])
 def test_an_unknown_revision_is_wrong_usage(repository: Path, revision: str) -> None:
     with pytest.raises(UsageError):
         changed_files(revision)
+    with pytest.raises(UsageError):
+        files_before(revision, [Path()], repository / "old")
     assert not (repository / "x").is_file()
 
 

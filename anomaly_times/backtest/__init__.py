@@ -27,6 +27,7 @@ from anomaly_times.stores import Store
 
 __all__ = [
     "AS_IT_IS",
+    "BEFORE",
     "Accuracy",
     "Alerts",
     "Backtest",
@@ -37,8 +38,11 @@ __all__ = [
     "Trial",
     "Variant",
     "Verdict",
+    "Version",
     "Watch",
+    "pair_up",
     "prepare",
+    "prepare_versions",
     "run",
 ]
 
@@ -88,6 +92,8 @@ class Variant:
 
 AS_IT_IS = Variant("as it is")
 """Missions as their files say."""
+BEFORE = Variant("before")
+"""Missions as their files said earlier."""
 
 
 @dataclass(frozen=True)
@@ -200,23 +206,115 @@ def prepare(
         grid = _window(mission, now=now, last=last, start=start, end=end)
         made = [(variant, variant.of(mission)) for variant in variants]
         try:
-            if mission.source not in stores:
-                raise MissionError(
-                    f"mission {mission.name} names the source {mission.source!r}, which is not open",
-                    hint="name a source from the settings",
-                )
-            recording = record([each for _, each in made], stores[mission.source], grid)
-            _refuse_too_many(mission, recording, grid)
-        except AnomalyTimesError as exc:
-            return [(variant, Trial(each, variant, grid, exc)) for variant, each in made]
+            return _read(made, stores, grid)
         finally:
             on_done()
-        return [(variant, Job(each, recording, grid, variant.yardstick)) for variant, each in made]
 
     found = list(mapper(one, missions))
     own = [Labelled(incident, mission.name) for mission in missions for incident in mission.incidents]
     in_order = [of_one[k] for k in range(len(variants)) for of_one in found]
     return Prepared(tuple(in_order), (*own, *incidents), len(missions))
+
+
+def _read(
+    made: Sequence[tuple[Variant, Mission]], stores: Mapping[str, Store], grid: Grid
+) -> list[tuple[Variant, Job | Trial]]:
+    """The jobs of missions that are alike in query, source and step, on one reading; an error each where it fails."""
+    mission = made[0][1]
+    try:
+        if mission.source not in stores:
+            raise MissionError(
+                f"mission {mission.name} names the source {mission.source!r}, which is not open",
+                hint="name a source from the settings",
+            )
+        recording = record([each for _, each in made], stores[mission.source], grid)
+        _refuse_too_many(mission, recording, grid)
+    except AnomalyTimesError as exc:
+        return [(variant, Trial(each, variant, grid, exc)) for variant, each in made]
+    return [(variant, Job(each, recording, grid, variant.yardstick)) for variant, each in made]
+
+
+@dataclass(frozen=True)
+class Version:
+    """A mission as it was and as it is: one of them is `None` where it is new, or was deleted."""
+
+    before: Mission | None
+    after: Mission | None
+
+    @property
+    def newest(self) -> Mission:
+        """As it is, or was at last."""
+        mission = self.after or self.before
+        if mission is None:
+            raise ValueError("a version is of a mission")
+        return mission
+
+    @property
+    def alike(self) -> bool:
+        """Whether both would do the same: what differs is said to people only, or is about what is written."""
+        if self.before is None or self.after is None:
+            return False
+        return _replayed_fields(self.before) == _replayed_fields(self.after)
+
+    @property
+    def missions(self) -> tuple[tuple[Variant, Mission], ...]:
+        """What is to be replayed of it, the newest first."""
+        after = [] if self.after is None else [(AS_IT_IS, self.after)]
+        before = [] if self.before is None or self.alike else [(BEFORE, self.before)]
+        return (*after, *before)
+
+
+def _replayed_fields(mission: Mission) -> dict[str, Any]:
+    beside = {"description", "silence", "isolated", "incidents", "backtest", "labels", "write"}
+    fields = mission.model_dump(exclude=beside)
+    del fields["alert"]["labels"]
+    return fields
+
+
+def prepare_versions(
+    versions: Sequence[Version],
+    stores: Mapping[str, Store],
+    *,
+    now: datetime,
+    last: timedelta | None = None,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    incidents: Sequence[Labelled] = (),
+    mapper: Mapper = map,
+    on_done: Callable[[], None] = lambda: None,
+) -> Prepared:
+    """Read what missions need to be replayed as they were and as they are: in one query where query and step stayed.
+
+    Both are judged by the incidents that the newest version labels. The arguments, and the errors raised, are those of
+    `prepare`; `pair_up` tells the trials of what is then `run` apart.
+    """
+
+    def one(version: Version) -> list[tuple[Variant, Job | Trial]]:
+        groups: dict[tuple[object, ...], list[tuple[Variant, Mission]]] = {}
+        for variant, mission in version.missions:
+            groups.setdefault((mission.promql, mission.source, mission.step), []).append((variant, mission))
+        try:
+            windows = [_window(group[0][1], now=now, last=last, start=start, end=end) for group in groups.values()]
+            return [
+                job for group, grid in zip(groups.values(), windows, strict=True) for job in _read(group, stores, grid)
+            ]
+        finally:
+            on_done()
+
+    jobs = tuple(job for of_one in mapper(one, versions) for job in of_one)
+    own = [Labelled(incident, each.newest.name) for each in versions for incident in each.newest.incidents]
+    return Prepared(jobs, (*own, *incidents), len(jobs))
+
+
+def pair_up(versions: Sequence[Version], result: Backtest) -> tuple[tuple[Trial | None, Trial | None], ...]:
+    """The trials of each version, as it was and as it is."""
+    trials = iter(result.trials)
+    pairs = []
+    for version in versions:
+        of_it = {variant.name: next(trials) for variant, _ in version.missions}
+        after = of_it.get(AS_IT_IS.name)
+        pairs.append((after if version.alike else of_it.get(BEFORE.name), after))
+    return tuple(pairs)
 
 
 def _window(

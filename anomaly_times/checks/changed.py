@@ -1,17 +1,19 @@
-"""Which mission files a Git revision did not have, or had otherwise: what a pull request touched."""
+"""Which mission files a Git revision did not have, or had otherwise: what a pull request touched, and as it was."""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from glob import glob, has_magic
+from itertools import takewhile
+from pathlib import Path, PurePath
 
 from anomaly_times.errors import UsageError
 from anomaly_times.loading import DEFAULTS_FILE, Loading
 from anomaly_times.problems import Problem
 
-__all__ = ["Changes", "changed_files", "only_changed"]
+__all__ = ["Changes", "changed_files", "files_before", "only_changed"]
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,7 @@ class Changes:
         # A link changes where it stands, or where it leads to.
         places = {file.parent.resolve() / file.name, file.resolve()}
         if not all(place.is_relative_to(self.root) for place in places):
-            raise UsageError(
-                f"{file} is not in the Git repository {self.root}, so nothing tells whether it changed",
-                hint="run it in the repository of the files, or without --changed-since",
-            )
+            raise _outside(file, self.root)
         return any(place in self.changed or place not in self.tracked for place in places)
 
 
@@ -49,7 +48,7 @@ def changed_files(revision: str) -> Changes:
     """
     if not revision or revision.startswith("-"):
         raise UsageError(f"{revision!r} is no Git revision")
-    root = Path(_git(["rev-parse", "--show-toplevel"]).rstrip("\n")).resolve()
+    root = _root()
 
     def listed(*args: str) -> frozenset[Path]:
         return frozenset(root / name for name in _git(args, root).split("\0") if name)
@@ -90,13 +89,93 @@ def _touched(file: Path, changes: Changes, folders: Collection[Path]) -> bool:
     return changes.touch(file) or by_defaults
 
 
+def files_before(revision: str, paths: Sequence[Path], into: Path) -> list[Path]:
+    """Mission files as they were when this line of work left `revision`, with their defaults, in the folder `into`.
+
+    The working tree is left alone.
+
+    Args:
+        revision: as for `changed_files`.
+        paths: files, folders and globs, of now.
+        into: empty; gets the YAML files of the folders that they name, by their paths in the repository.
+
+    Returns:
+        What `paths` are there, in their order; less those that were not there then.
+
+    Raises:
+        UsageError: as `changed_files`, or a path outside the working tree.
+    """
+    if not revision or revision.startswith("-"):
+        raise UsageError(f"{revision!r} is no Git revision")
+    root = _root()
+    base = _git(["merge-base", revision, "HEAD"], root).strip()
+    inside = [_inside(path, root) for path in paths]
+    tree = _git(["ls-tree", "-r", "-z", base, "--", *(str(_folder(root, path)) for path in inside)], root)
+    entries = [line.partition("\t") for line in tree.split("\0") if line]
+    wanted = [(about.split(), name) for about, _, name in entries if PurePath(name).suffix in (".yaml", ".yml")]
+    for ((mode, _, _), name), raw in zip(wanted, _blobs([about[2] for about, _ in wanted], root), strict=True):
+        file = into / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if mode == _LINK:
+            file.symlink_to(raw.decode())
+        else:
+            file.write_bytes(raw)
+    places = [into / path for path in inside]
+    return [place for place in places if place.exists() or (has_magic(str(place)) and glob(str(place), recursive=True))]  # noqa: PTH207
+
+
+_LINK = "120000"
+
+
+def _inside(path: Path, root: Path) -> Path:
+    """A path or glob of now, from the root of the working tree."""
+    plain = Path(*takewhile(lambda part: not has_magic(part), path.parts))
+    # The last part may be a link, which stands where it stands.
+    base = plain.parent.resolve() / plain.name if plain.name not in ("", "..") else plain.resolve()
+    whole = base / path.relative_to(plain)
+    if not base.is_relative_to(root):
+        raise _outside(path, root)
+    return whole.relative_to(root)
+
+
+def _folder(root: Path, path: Path) -> Path:
+    """The folder that holds what a path or glob stands for."""
+    plain = Path(*takewhile(lambda part: not has_magic(part), path.parts))
+    return plain if plain != path or (root / plain).is_dir() else plain.parent
+
+
+def _outside(file: Path, root: Path) -> UsageError:
+    return UsageError(
+        f"{file} is not in the Git repository {root}, so nothing tells whether it changed",
+        hint="run it in the repository of the files, or without --changed-since",
+    )
+
+
+def _blobs(names: Sequence[str], root: Path) -> Iterator[bytes]:
+    """The contents of objects of the repository."""
+    rest = _git_bytes(["cat-file", "--batch"], root, "\n".join([*names, ""]).encode()) if names else b""
+    for _ in names:
+        head, _, rest = rest.partition(b"\n")
+        size = int(head.split()[-1])
+        yield rest[:size]
+        rest = rest[size + 1 :]
+
+
+def _root() -> Path:
+    return Path(_git(["rev-parse", "--show-toplevel"]).rstrip("\n")).resolve()
+
+
 def _git(args: Sequence[str], folder: Path | None = None) -> str:
+    return _git_bytes(args, folder).decode(errors="surrogateescape")
+
+
+def _git_bytes(args: Sequence[str], folder: Path | None = None, given: bytes = b"") -> bytes:
     try:
-        done = subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, check=True)  # noqa: S603, S607
+        done = subprocess.run(["git", *args], cwd=folder, input=given, capture_output=True, check=True)  # noqa: S603, S607
     except FileNotFoundError:
         raise UsageError("git is not installed, and --changed-since asks it") from None
     except subprocess.CalledProcessError as exc:
-        reason = " ".join(exc.stderr.split())[:300]
+        reason = " ".join(exc.stderr.decode(errors="replace").split())[:300]
         hint = "in CI fetch the whole history (actions/checkout: `fetch-depth: 0`; GitLab: `GIT_DEPTH: 0`)"
         if args[0] == "rev-parse":
             hint = "--changed-since needs the Git repository of the mission files"

@@ -14,9 +14,12 @@ from anomaly_times.errors import MissionError, UsageError
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from anomaly_times.backtest import Variant
+    from anomaly_times.backtest import Variant, Version
     from anomaly_times.backtest.suggest import Suggestion
+    from anomaly_times.cli.backtest_changes import ChangesView, Touched
     from anomaly_times.cli.backtest_suggest import SuggestedView
+    from anomaly_times.cli.backtest_views import BacktestView
+    from anomaly_times.cli.options import MissionStores
     from anomaly_times.mission import Mission
     from anomaly_times.stores import Store
 
@@ -56,6 +59,15 @@ MaxAlerts = Annotated[
         show_default=False,
     ),
 ]
+ChangedSince = Annotated[
+    str,
+    opt.option(
+        "Only missions that are otherwise since this Git revision, before and after.",
+        opt.MISSIONS,
+        "--changed-since",
+        metavar="REV",
+    ),
+]
 Processes = Annotated[int | None, opt.option("Processes [processors].", opt.MISSIONS, "--jobs", "-j", metavar="N")]
 Form = Annotated[
     opt.SectionsForm | None,
@@ -66,6 +78,7 @@ Form = Annotated[
 def backtest(
     ctx: typer.Context,
     files: opt.Files = None,
+    changed_since: ChangedSince = "",
     promql: opt.PromQL = None,
     source: opt.SourceName = "",
     url: opt.Url = "",
@@ -113,11 +126,12 @@ def backtest(
     """
     from contextlib import ExitStack
 
-    from anomaly_times.backtest import prepare, run
+    from anomaly_times.backtest import pair_up, prepare, prepare_versions, run
     from anomaly_times.backtest.incidents import read_incidents
     from anomaly_times.backtest.suggest import Traces, budgets_of
     from anomaly_times.backtest.suggest import suggest as suggestions
     from anomaly_times.cli import render
+    from anomaly_times.cli.backtest_changes import ChangesView
     from anomaly_times.cli.backtest_page import backtest_page
     from anomaly_times.cli.backtest_views import BacktestView
 
@@ -133,6 +147,31 @@ def backtest(
         raise UsageError("--max-alerts-per-week goes with --suggest", hint="`backtest:` in a mission is for --check")
     variants = parse_variants(compare or ())
     labelled = read_incidents(incidents) if incidents is not None else []
+    if changed_since:
+        touched = _touched(ctx, files, changed_since)
+        versions = [each.version for each in touched]
+        with (
+            opt.MissionStores(source, url) as sources,
+            render.progress("reading", len(versions)) as advance,
+            opt.threads(None) as mapper,
+        ):
+            prepared = prepare_versions(
+                versions,
+                _stores(sources, versions),
+                now=now,
+                last=window,
+                start=since,
+                end=until,
+                incidents=labelled,
+                mapper=mapper,
+                on_done=advance,
+            )
+        with render.progress("forecasting and scoring", prepared.forecasts) as advance:
+            pairs = pair_up(versions, run(prepared, workers=jobs, on_done=advance))
+        changes = ChangesView(changed_since, touched, pairs)
+        render.show_sections(changes, form, out=out)
+        _end(changes, check=check)
+        return
     with ExitStack() as opened:
         missions, stores = _missions(ctx, files, opened)
         with render.progress("reading", len(missions)) as advance, opt.threads(None) as mapper:
@@ -165,13 +204,59 @@ def backtest(
     if plot is not None:
         render.draw(plot, backtest_page(view))
     render.show_sections(view, form, out=out)
-    if check and view.broken:
-        raise MissionError("\n".join(["the backtest is not what was asked for", *view.broken]))
     if suggested is not None and suggested.failures:
         hint = "allow more alerts, or look whether the labelled incidents show in these series at all"
         raise MissionError("\n".join(["the budget cannot be kept to", *suggested.failures]), hint=hint)
+    _end(view, check=check)
+
+
+def _end(view: BacktestView | ChangesView, *, check: bool) -> None:
+    """End as what was found asks for.
+
+    Raises:
+        MissionError: with `check`, where a mission does not get what its `backtest:` asks for.
+        typer.Exit: a mission could not be replayed.
+    """
+    if check and view.broken:
+        raise MissionError("\n".join(["the backtest is not what was asked for", *view.broken]))
     if view.exit_code:
         raise typer.Exit(view.exit_code)
+
+
+def _touched(ctx: typer.Context, files: list[Path] | None, revision: str) -> tuple[Touched, ...]:
+    """The missions of FILES that are otherwise since `revision`.
+
+    Raises:
+        UsageError: another option does not go with it, or as `touched_missions`.
+    """
+    from anomaly_times.cli.backtest_changes import touched_missions
+    from anomaly_times.cli.mission_files import named_files
+
+    opt.require_file_options(ctx, "start", "end", "incidents", "check", "changed_since", *_NOT_OF_CHANGES)
+    for name, option in _NOT_OF_CHANGES.items():
+        if ctx.params[name]:
+            raise UsageError(f"{option} does not go with --changed-since", hint="run it by itself")
+    return touched_missions(named_files(files), revision)
+
+
+_NOT_OF_CHANGES = {"compare": "--compare", "suggest": "--suggest", "plot": "--plot"}
+
+
+def _stores(sources: MissionStores, versions: Sequence[Version]) -> Mapping[str, Store]:
+    """The stores of missions as they are, and as they were where the settings still know them.
+
+    Raises:
+        MissionError: a mission as it is names a source that is not in the settings.
+        UsageError: what `--source`, `--url` or the settings say makes no sense.
+    """
+    from contextlib import suppress
+
+    found = sources.of([version.after for version in versions if version.after is not None])
+    for version in versions:
+        if version.before is not None:
+            with suppress(MissionError):
+                found |= sources.of([version.before])
+    return found
 
 
 def _suggested(found: Sequence[Suggestion], files: list[Path] | None, *, query: bool) -> SuggestedView:

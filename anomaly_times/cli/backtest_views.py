@@ -17,7 +17,16 @@ from anomaly_times.durations import format_duration, iso_utc
 from anomaly_times.panel import Labels
 from anomaly_times.scoring import format_score
 
-__all__ = ["ALERT_COLUMNS", "BacktestView", "alert_cells", "merged_outcomes", "series_name", "told_after"]
+__all__ = [
+    "ALERT_COLUMNS",
+    "BacktestView",
+    "alert_cells",
+    "merged_outcomes",
+    "series_name",
+    "told_after",
+    "trial_entry",
+    "verdict_cells",
+]
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _NOTHING = "–"
@@ -81,7 +90,7 @@ class BacktestView:
         yield _duration(sum(firing, timedelta(0)) or None)
         yield f"{alerts.brief:,}"
         if judged:
-            yield from _verdict_cells([trial])
+            yield from verdict_cells([trial])
         yield from (_figure(accuracy.mase), _figure(accuracy.wql), _percent(accuracy.coverage))
         yield _percent(accuracy.unforecast)
         yield [("; ".join(trial.broken), "bad")]
@@ -172,7 +181,7 @@ class BacktestView:
             failed = len(trials) - len(done)
             row: list[Cell] = [name, f"{sum(len(each.found) for each in alerts):,}"]
             row += [_figure(sum(each.per_week for each in alerts)), f"{sum(each.brief for each in alerts):,}"]
-            row += list(_verdict_cells(done)) if judged else []
+            row += list(verdict_cells(done)) if judged else []
             row += [_figure(_mean([each.mase for each in accuracy])), _percent(_mean([e.coverage for e in accuracy]))]
             row.append(_figure(sum(trial.cost.cpu_seconds for trial in done if trial.cost is not None)))
             row.append([(f"{failed} failed: {_first_error(trials)}", "bad")] if failed else "")
@@ -206,9 +215,9 @@ class BacktestView:
         return {
             "schema": JSON_SCHEMA,
             "kind": "backtest",
-            "missions": [_entry(trial) for trial in self.result.trials],
+            "missions": [trial_entry(trial) for trial in self.result.trials],
             "alternatives": {
-                name: [_entry(trial) for trial in trials] for name, trials in self.result.alternatives.items()
+                name: [trial_entry(trial) for trial in trials] for name, trials in self.result.alternatives.items()
             },
             "needless": {
                 trial.mission.name: list(self.result.needless(i)) for i, trial in enumerate(self.result.trials)
@@ -231,7 +240,7 @@ def merged_outcomes(trials: Sequence[Trial]) -> list[Outcome]:
     return sorted(best.values(), key=lambda each: (each.start, each.name))
 
 
-def _verdict_cells(trials: Sequence[Trial]) -> tuple[Cell, Cell, Cell]:
+def verdict_cells(trials: Sequence[Trial]) -> tuple[Cell, Cell, Cell]:
     """Found of how many, false alarms, and the median time until somebody was told."""
     verdicts = [trial.verdict for trial in trials if trial.verdict is not None]
     if not verdicts:
@@ -279,7 +288,8 @@ def alert_cells(alert: Alert) -> tuple[Cell, ...]:
     )
 
 
-def _entry(trial: Trial) -> dict[str, Any]:
+def trial_entry(trial: Trial) -> dict[str, Any]:
+    """What JSON has of a mission that was replayed."""
     alerts, accuracy, verdict, cost = trial.alerts, trial.accuracy, trial.verdict, trial.cost
     zone = trial.mission.timezone
     return {
