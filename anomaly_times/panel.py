@@ -269,13 +269,14 @@ class Choice:
     """Which model a series got, and why.
 
     `revision` names the weights or the version that answered. `losses` says of each candidate by how many per cent its
-    past forecasts were worse than the usual one's.
+    past forecasts were worse than the usual one's, `failed` of those that cannot work here why not.
     """
 
     model: str
     why: str
     losses: Mapping[str, float] = field(default_factory=dict)
     revision: str = ""
+    failed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,14 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from anomaly_times import scoring
+from anomaly_times.bounds import Tunings, bounded
 from anomaly_times.conventions import source_labels
 from anomaly_times.durations import EPOCH, format_duration, milliseconds
 from anomaly_times.errors import AnomalyTimesError, MissionError, NoSeriesError, StoreError
 from anomaly_times.evidence import CHANNELS, DRIFT, KEPT, ROUGHNESS, SUSTAINED, Memory, remembered
-from anomaly_times.limits import BAND, REACH, fit_limits, floored, widened
 from anomaly_times.mission import Mission
-from anomaly_times.models import Forecaster, build_model
-from anomaly_times.models.calibrate import calibrated, forecast_with_bounds
+from anomaly_times.models import build_model
 from anomaly_times.models.cost import long_forecast
 from anomaly_times.models.rebase import rebased
 from anomaly_times.panel import Evidence, Floats, Forecast, Grid, Labels, Limits, Panel, Scores, round_significant
@@ -54,9 +53,6 @@ _SILENT = timedelta(days=1)
 """A series without a value for that long before the cutoff has ended, and is forecast no more."""
 
 _RECENT_CADENCES = 3
-
-_MOST_AHEAD = 288
-"""So many steps ahead are enough to tell how evidence gathers; more would cost more than they tell."""
 
 
 class Mapper(Protocol):
@@ -117,6 +113,7 @@ def forecast_pass(
     keep_history: bool = False,
     judged: bool = False,
     since: Mapping[str, datetime] | None = None,
+    tunings: Tunings | None = None,
     on_done: Callable[[ForecastResult], None] | None = None,
 ) -> list[ForecastResult]:
     """Forecast each mission from the last complete time before `now`; nothing is written.
@@ -129,6 +126,7 @@ def forecast_pass(
         keep_history: put what was read into the results, for charts.
         judged: read the stored forecasts of the last `forecast.every` too, and say how good they were.
         since: by mission name; stored forecasts with an older cutoff were made for another query, and are not judged.
+        tunings: those of earlier passes, which need not be made again; not for several threads.
         on_done: told each result as it comes.
     """
 
@@ -140,6 +138,7 @@ def forecast_pass(
                 keep_history=keep_history,
                 judged=judged,
                 since=(since or {}).get(mission.name),
+                tunings=tunings,
             )
         except Exception as exc:  # noqa: BLE001 - the border between missions: none may stop its neighbours
             return ForecastResult(mission, error=_as_error(exc, mission))
@@ -148,7 +147,14 @@ def forecast_pass(
 
 
 def _forecast(
-    mission: Mission, store: Store, *, now: datetime, keep_history: bool, judged: bool, since: datetime | None
+    mission: Mission,
+    store: Store,
+    *,
+    now: datetime,
+    keep_history: bool,
+    judged: bool,
+    since: datetime | None,
+    tunings: Tunings | None,
 ) -> ForecastResult:
     # Before the history is read: a model that cannot be built needs none.
     model = build_model(mission.forecast.model, season=mission.season, timezone=mission.timezone)
@@ -172,7 +178,8 @@ def _forecast(
         known = rebased(history, level_since, season=mission.season, timezone=mission.timezone)
     # Of what was measured: values that were moved in proportion are finer than what comes.
     least = scoring.resolution(history.y)
-    forecast, capped = _bounded(mission, model, known, least=least)
+    made = bounded(mission, model, known, least=least, tunings=tunings)
+    forecast = made.forecast
     warnings = (*_band_warnings(mission, forecast), *_limit_warnings(forecast))
     cpu, quality = time.thread_time() - began, None
     if judged:
@@ -185,7 +192,7 @@ def _forecast(
         forecast,
         warnings=warnings,
         ended=ended,
-        capped=capped,
+        capped=made.capped,
         history=history if keep_history else None,
         quality=quality,
         cpu=cpu,
@@ -214,36 +221,6 @@ def _quality(mission: Mission, history: Panel, store: Store, *, since: datetime 
     if first + n > 0:
         before[:, there] = history.y[:, max(0, first) : first + n]
     return judge(history.y[:, -n:], bands, before)
-
-
-def _bounded(mission: Mission, model: Forecaster, history: Panel, *, least: Floats) -> tuple[Forecast, int]:
-    """The forecast with final bounds, and limits where the mission watches more than points, as sensitive as it says.
-
-    And how many series' budget asked for more than their history can tell. No half-width is under `least`, float64[S].
-    """
-    scale = mission.forecast.interval_scale
-    if mission.forecast.level is not None:
-        raw = forecast_with_bounds(model, history, h=mission.h, level=mission.forecast.level)
-        return scoring.final_bounds(raw, mission.detect, resolution=least, interval_scale=scale), 0
-    # Slow models make few past forecasts, and a long one costs them little more than a short one.
-    reach = REACH / 2 if getattr(model, "slow", False) else REACH
-    made = calibrated(model, history, h=max(mission.h, min(reach // mission.step, _MOST_AHEAD)), levels=(BAND,))
-    band = floored(made.bounds(BAND), least)
-
-    def final(width: Floats) -> Forecast:
-        return scoring.final_bounds(widened(band, width), mission.detect, resolution=least, interval_scale=scale)
-
-    budget = mission.detect.alerts_per_week
-    fitted = fit_limits(
-        made.history.y,
-        made.past_ratios(band),
-        made.freedom,
-        step=mission.step,
-        alerts_per_week=budget / history.n_series if mission.detect.per == "mission" else budget,
-        final=lambda width: made.past_ratios(final(width)),
-    )
-    bounded = final(fitted.width).columns(slice(mission.h))
-    return replace(bounded, limits=fitted.rounded() if mission.watches_over_time else None), int(fitted.capped.sum())
 
 
 def _without_exclusions(history: Panel, mission: Mission) -> Panel:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from anomaly_times import passes
+from anomaly_times import bounds
 from anomaly_times.errors import AnomalyTimesError, ModelError, NoSeriesError, StoreUnavailableError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Forecast, Grid, Labels, Panel, Scores
@@ -102,7 +102,7 @@ def test_what_runs_for_minutes_says_so_before_it_starts(
         told.append([record.message for record in caplog.records])
         raise ModelError("far too slow for a test")
 
-    monkeypatch.setattr(passes, "calibrated", fit)
+    monkeypatch.setattr(bounds, "calibrated", fit)
     store = MemoryStore({"load": series(2)})
     slow = mission(step="1h", forecast={"every": "1h", "model": {"type": "arima", "seasonal": "native"}})
     forecast_pass([mission(name="quick", step="1h"), slow], {"": store}, now=NOW)

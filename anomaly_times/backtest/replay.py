@@ -28,6 +28,7 @@ import numpy as np
 from cronsim import CronSim
 
 from anomaly_times.backtest.yardsticks import YARDSTICKS
+from anomaly_times.bounds import Tunings, tuned_at
 from anomaly_times.cron import longest_pause
 from anomaly_times.durations import EPOCH, iso_utc
 from anomaly_times.errors import AnomalyTimesError, NoSeriesError, QueryError, StoreError
@@ -297,7 +298,8 @@ def _forecast_piece(
     if yardstick:
         found = [YARDSTICKS[yardstick].forecast(mission, recording, now=now) for now in times]
     else:
-        found = [forecast_pass([mission], {mission.source: recording}, now=now)[0] for now in times]
+        tunings, stores = Tunings(), {mission.source: recording}
+        found = [forecast_pass([mission], stores, now=now, tunings=tunings)[0] for now in times]
     return found, time.process_time() - began
 
 
@@ -314,7 +316,7 @@ class _State:
         self.job = job
         self._on_forecast, self._on_scores = on_forecast, on_scores
         self.times = job.times()
-        self.pieces = [slice(i, i + size) for i in range(0, len(self.times), size)]
+        self.pieces = list(_pieces(job.mission, self.times, size))
         # In a day there are more series than a pass sees at any one time.
         self._scoring = job.mission.model_copy(update={"max_series": max(1, job.recording.panel.n_series)})
         self._waiting: dict[int, Sequence[ForecastResult]] = {}
@@ -440,6 +442,17 @@ class _State:
                 kept=kept,
             )
         return (time.process_time() - began) / _SOME_PASSES
+
+
+def _pieces(mission: Mission, times: Sequence[datetime], size: int) -> Iterator[slice]:
+    """Forecasts at `times` in pieces of about `size`, cut where they share no tuning if that is near."""
+    tuned = [tuned_at(mission.last_time(now)) for now in times]
+    first = 0
+    for i in range(1, len(times) + 1):
+        ends = i == len(times) or tuned[i] != tuned[i - 1]
+        if (ends and i - first >= size / 2) or i - first >= 2 * size or i == len(times):
+            yield slice(first, i)
+            first = i
 
 
 def _over(scores: Scores, grid: Grid) -> Scores:

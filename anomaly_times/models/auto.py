@@ -9,7 +9,7 @@ The same past forecasts serve for calibration (`RollingForecaster`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Annotated, Any
@@ -64,7 +64,22 @@ class Auto:
         models: dict[int, Choice] = {}
         for columns, members in rows_by_length(history.y):
             part = history.rows(members).columns(slice(history.grid.n - columns, None))
-            answer = self._final(part, self._compare(part, h), h, quantiles)
+            answer = self._final(part, self._choices(self._compare(part, h)), h, quantiles)
+            values[members] = answer.values
+            notes |= {int(members[i]): text for i, text in answer.notes.items()}
+            models |= {int(members[i]): choice for i, choice in answer.models.items()}
+        return Quantiles(history.labels, history.grid.following(h), tuple(quantiles), values, notes, models)
+
+    def as_chosen(
+        self, history: Panel, *, h: int, quantiles: Sequence[float], choices: Mapping[int, Choice]
+    ) -> Quantiles:
+        """A forecast by the models that were chosen before; see `ChoosingForecaster.as_chosen`."""
+        values = np.full((history.n_series, h, len(quantiles)), np.nan)
+        notes: dict[int, str] = {}
+        models: dict[int, Choice] = {}
+        for columns, members in rows_by_length(history.y):
+            part = history.rows(members).columns(slice(history.grid.n - columns, None))
+            answer = self._final(part, {i: choices[row] for i, row in enumerate(members.tolist())}, h, quantiles)
             values[members] = answer.values
             notes |= {int(members[i]): text for i, text in answer.notes.items()}
             models |= {int(members[i]): choice for i, choice in answer.models.items()}
@@ -91,7 +106,7 @@ class Auto:
                     seen = history.rows(rows).columns(slice(cut))
                     values[rows] = model.forecast(seen, h=ahead, quantiles=SPREAD).values
             past[cut] = values
-        return self._final(history, found, h, quantiles), past
+        return self._final(history, self._choices(found), h, quantiles), past
 
     def _compare(self, history: Panel, h: int) -> _Comparison:
         """Losses of all candidates' past forecasts, and who wins; all rows are about as long as the history."""
@@ -118,22 +133,25 @@ class Auto:
             raise ModelError(f"no candidate works here: {next(iter(failed.values()))}", hint="name other candidates")
         return _Comparison(cuts, past, loss, failed)
 
-    def _final(self, history: Panel, found: _Comparison, h: int, quantiles: Sequence[float]) -> Quantiles:
+    def _choices(self, found: _Comparison) -> dict[int, Choice]:
+        return found.choices([name for name, _ in self.candidates])
+
+    def _final(self, history: Panel, choices: Mapping[int, Choice], h: int, quantiles: Sequence[float]) -> Quantiles:
         values = np.full((history.n_series, h, len(quantiles)), np.nan)
         notes: dict[int, str] = {}
         # Only of those that are used: weights that do not load have no revision.
         revisions: dict[str, str] = {}
-        for m, (name, model) in enumerate(self.candidates):
-            rows = np.flatnonzero(found.chosen == m)
+        for name, model in self.candidates:
+            rows = np.array([i for i, choice in choices.items() if choice.model == name], dtype=np.intp)
             if rows.size:
                 answer = model.forecast(history.rows(rows), h=h, quantiles=quantiles)
                 values[rows] = answer.values
                 notes |= {int(rows[i]): text for i, text in answer.notes.items()}
                 revisions[name] = revision_of(name, model)
-        if found.failed:
-            text = f"{WITHOUT} " + ", ".join(f"{name} ({reason})" for name, reason in found.failed.items())
-            notes = {i: f"{text}; {notes[i]}" if i in notes else text for i in range(history.n_series)}
-        choices = found.choices([name for name, _ in self.candidates])
+        for i, choice in choices.items():
+            if choice.failed:
+                text = f"{WITHOUT} " + ", ".join(f"{name} ({reason})" for name, reason in choice.failed.items())
+                notes[i] = f"{text}; {notes[i]}" if i in notes else text
         models = {i: replace(choice, revision=revisions[choice.model]) for i, choice in choices.items()}
         return Quantiles(history.labels, history.grid.following(h), tuple(quantiles), values, notes, models)
 
@@ -166,7 +184,7 @@ class _Comparison:
             if self.failed:
                 why += "".join(f"; {name} left out: {reason}" for name, reason in self.failed.items())
             losses = {name: 0.0 - p for name, p in percent.items() if np.isfinite(p)} if n >= 2 else {}
-            out[i] = Choice(names[m], why, losses)
+            out[i] = Choice(names[m], why, losses, failed=self.failed)
         return out
 
 

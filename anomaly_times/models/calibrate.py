@@ -50,9 +50,11 @@ __all__ = [
     "ORIGINS_OF_SLOW",
     "SPREAD",
     "Calibrated",
+    "ChoosingForecaster",
     "Past",
     "RollingForecaster",
     "calibrated",
+    "forecast_again",
     "forecast_with_bounds",
     "past_cuts",
     "without_incident",
@@ -92,6 +94,17 @@ class RollingForecaster(Protocol):
         Each is float64[S, min(h, T − cut), 3], at the quantiles `SPREAD`, NaN in rows for which it was not made; most
         of the history's points lie after each row's first value.
         """
+        ...
+
+
+@runtime_checkable
+class ChoosingForecaster(Protocol):
+    """A model that is another one for each series."""
+
+    def as_chosen(
+        self, history: Panel, *, h: int, quantiles: Sequence[float], choices: Mapping[int, Choice]
+    ) -> Quantiles:
+        """What `forecast` answers, with the models that the rows of an earlier answer got (`Quantiles.models`)."""
         ...
 
 
@@ -159,6 +172,26 @@ def calibrated(
     errors = [(members, _scaled_errors(y, cuts, past, unit[members], ahead), cuts) for members, y, cuts, past in groups]
     past_errors = [(m, Past.of(e, np.array(cuts), day)) for m, e, cuts in errors if cuts]
     return Calibrated(final, history, unit, past_errors, _differences(history.y, day))
+
+
+def forecast_again(model: Forecaster, made: Calibrated, history: Panel) -> Calibrated:
+    """A forecast from a longer history, with what is known of the errors that forecasts made earlier.
+
+    Args:
+        model: the one that `made` is of; one that chooses does so no more.
+        made: of the same series.
+        history: what the model may see now.
+
+    Raises:
+        ModelError: if the model cannot work on this panel.
+    """
+    history = settled(without_incident(history))
+    h, levels = made.quantiles.grid.n, made.quantiles.levels
+    if isinstance(model, ChoosingForecaster):
+        answer = model.as_chosen(history, h=h, quantiles=levels, choices=made.quantiles.models)
+    else:
+        answer = model.forecast(history, h=h, quantiles=levels)
+    return replace(made, quantiles=answer, history=history)
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,10 +45,10 @@ BOLT_SMALL, _BOLT_STEPS = (0.084, 0.92), 64
 """Chronos-Bolt small, which `chronos` takes by default: processor seconds of a series for its first 64 steps, and for
 every 64 more, which go on from nine quantiles."""
 
-FORECASTS, COMPARED = 4, 3
-"""A forecast with its bounds is made of so many fits: itself, and those from the past that the bounds are made of.
+FORECASTS, COMPARED = 5, 4
+"""A forecast with its bounds is made of so many fits: itself, one when its bounds are tuned, and three from the past.
 
-Of one of several candidates of `auto` there are `COMPARED` at most: itself, and the past ones that are compared.
+Of one of several candidates of `auto` there are `COMPARED` at most: two from the past are enough to compare them.
 """
 
 

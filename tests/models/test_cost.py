@@ -1,18 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from anomaly_times.mission import ModelSpec
-from anomaly_times.models import list_models
+from anomaly_times.bounds import bounded
+from anomaly_times.mission import Mission, ModelSpec
+from anomaly_times.models import Forecaster, list_models
 from anomaly_times.models.auto import Auto
-from anomaly_times.models.calibrate import forecast_with_bounds
 from anomaly_times.models.cost import BOLT_SMALL, COMPARED, FORECASTS, LEARNING, MEASURED, estimated_seconds
-from anomaly_times.panel import Panel, Quantiles
+from anomaly_times.panel import Grid, Panel, Quantiles
 from anomaly_times.testing import panel_of
 
 FIVE, HOUR, DAY = timedelta(minutes=5), timedelta(hours=1), timedelta(days=1)
@@ -107,14 +107,21 @@ class Counts:
         return Quantiles(history.labels, history.grid.following(h), tuple(quantiles), values)
 
 
+def bound(model: Forecaster) -> None:
+    """A pass at some time of the day over a mission that is two weeks old."""
+    mission = Mission.model_validate({"name": "load", "promql": "load", "step": "1h", "forecast": {"level": 99}})
+    grid = Grid.ending(datetime(2026, 3, 1, 7, tzinfo=UTC), mission.step, 14 * 24)
+    y = np.random.default_rng(0).standard_normal((2, grid.n))
+    bounded(mission, model, Panel(panel_of(y).labels, grid, y), least=np.zeros(2))
+
+
 def test_as_many_forecasts_are_made_as_are_counted() -> None:
     model = Counts()
-    forecast_with_bounds(model, panel_of(np.random.default_rng(0).standard_normal((2, 500))), h=24, level=99)
+    bound(model)
     assert model.asked == FORECASTS
 
 
 def test_auto_asks_no_candidate_more_often_than_is_counted() -> None:
     first, second = Counts(), Counts()
-    model = Auto(candidates=(("first", first), ("second", second)))
-    forecast_with_bounds(model, panel_of(np.random.default_rng(0).standard_normal((2, 500))), h=24, level=99)
+    bound(Auto(candidates=(("first", first), ("second", second))))
     assert max(first.asked, second.asked) == COMPARED
