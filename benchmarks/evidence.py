@@ -9,9 +9,9 @@ hour apart are one. The settings of `anomaly_times.limits` were chosen on series
 
 `uneasy`: series that are normal and odd all the same, again and again; see `benchmarks.uneasy`.
 
-`nab`: `artificialWithAnomaly` and `realAWSCloudwatch`, forecasts and limits every hour, half an alert a week, nothing
-tuned on them. Windows are labelled incidents: one is found where a score inside it exceeds 1. The standard score is
-that of the Numenta Anomaly Benchmark, see `nab_score`.
+`nab`: `artificialWithAnomaly` and `realAWSCloudwatch`, forecasts every hour, limits as in production (every 12 hours,
+every hour in the first days), half an alert a week, nothing tuned on them. Windows are labelled incidents: one is found
+where a score inside it exceeds 1. The standard score is that of the Numenta Anomaly Benchmark, see `nab_score`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from anomaly_times.evidence import CHANNELS, Memory, advance, ratios_to_limits, 
 from anomaly_times.limits import BAND, fit_limits, floored, widened
 from anomaly_times.mission import Detect, ModelSpec
 from anomaly_times.models import build_model
-from anomaly_times.models.calibrate import Calibrated, calibrated
+from anomaly_times.models.calibrate import Calibrated, calibrated, forecast_again
 from anomaly_times.panel import Floats, Forecast, Grid, Panel
 from anomaly_times.scoring import final_bounds, resolution
 from anomaly_times.testing import panel_of
@@ -104,7 +104,10 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Size:
-    """How much is made of every kind at one step: points of history, weeks to detect in, series, hours between fits."""
+    """How much is made of every kind at one step: points of history, weeks to detect in, series, hours between fits.
+
+    With fewer points of history than `young` a fit is made every hour.
+    """
 
     step: timedelta
     history: int
@@ -112,6 +115,7 @@ class Size:
     series: int
     fit_every: int
     origins: int = 16
+    young: int = 0
 
     @property
     def per_hour(self) -> int:
@@ -186,13 +190,12 @@ def replayed(panel: Panel, first: int, size: Size, *, lookback: int) -> Replay:
         part = slice(cut - first, cut - first + min(size.per_hour, panel.grid.n - cut))
         floor = resolution(history.y)
         least[:, part] = floor[:, None]
-        if made is None or number % size.fit_every == 0:
+        if made is None or number % size.fit_every == 0 or cut < size.young:
             made = calibrated(model, history, h=size.h, levels=(BAND,), origins=size.origins)
             now = floored(made.bounds(BAND), floor)
             fits.append(Fit(part.start, made.history.y, made.past_ratios(now), made.freedom))
         else:
-            quantiles = model.forecast(history, h=size.h, quantiles=made.quantiles.levels)
-            now = floored(replace(made, quantiles=quantiles, history=history).bounds(BAND), floor)
+            now = floored(forecast_again(model, made, history).bounds(BAND), floor)
         for row, values in zip(band, (now.yhat, now.lower, now.upper), strict=True):
             row[:, part] = values[:, : part.stop - part.start]
     live = panel.columns(slice(first, None))
@@ -325,7 +328,8 @@ def _slot(text: str) -> int:
 def nab(folder: Path) -> Iterator[str]:
     """Lines of the table: all channels, the first points of incidents alone, and points alone."""
     panel, files = nab_panel(folder)
-    size = replace(SIZES["5m"], fit_every=1)
+    size = SIZES["5m"]
+    size = replace(size, young=(4 * DAY + 12 * HOUR) // size.step)
     first = DAY // size.step
     replay = replayed(panel, first, size, lookback=14 * DAY // size.step)
     ratios = replay.ratios(USUAL_BUDGET)
