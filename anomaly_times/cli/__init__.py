@@ -21,6 +21,7 @@ from anomaly_times.cli.demo import demo
 from anomaly_times.cli.deploy import deploy
 from anomaly_times.cli.detect import detect
 from anomaly_times.cli.doctor import doctor
+from anomaly_times.cli.explain import explain
 from anomaly_times.cli.forecast import forecast
 from anomaly_times.cli.mission import mission_app
 from anomaly_times.cli.models import models_app
@@ -154,7 +155,7 @@ def _root(
     pass
 
 
-for _command in (forecast, detect, backtest, run, status, up, deploy, doctor, demo):
+for _command in (forecast, detect, explain, backtest, run, status, up, deploy, doctor, demo):
     app.command(cls=GroupedHelp)(_command)
 app.add_typer(mission_app)
 app.add_typer(models_app)

@@ -149,6 +149,32 @@ class FolderStore:
                 found[mission.name] = evidence
         return found
 
+    def read_scored(self, mission: Mission, grid: Grid) -> Scores | None:
+        """The scores stored at the times of `grid` with all that they were made from; written labels; `None`: none."""
+        columns = ("y", "yhat", "yhat_lower", "yhat_upper", "score", "reason")
+        labels, numbers = self._read_results(mission, grid, columns)
+        return Scores(labels, grid, *numbers) if labels else None
+
+    def cutoffs(self, mission: Mission, at: datetime) -> dict[Labels, datetime]:
+        """By series (written labels), the newest cutoff with a forecast for `at`."""
+        return self._forecast_files().cutoffs(mission, at)
+
+    def scored_missions(self) -> list[str]:
+        """The names of missions with scores, sorted."""
+        folder = self._results() / "scores"
+        return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+    def scored_times(self, name: str, at: datetime) -> list[datetime]:
+        """The times of the scores of the mission `name` in the newest two files up to `at`, in order."""
+        import polars as pl
+
+        paths = sorted((self._results() / "scores" / name).glob("[!.]*.parquet"))
+        paths = [path for path in paths if result_time(path) <= at][-2:]
+        if not paths:
+            return []
+        rows = read_results(paths, _score_columns(), lambda rows: rows.select(pl.col("ds").unique()), lately=_BESIDE)
+        return sorted(set(rows["ds"]))
+
     def _read_results(
         self, mission: Mission, grid: Grid, columns: Sequence[str]
     ) -> tuple[tuple[Labels, ...], list[Floats]]:

@@ -134,6 +134,25 @@ class ForecastFiles:
                 found[mission.name] = Forecast(labels, grid, None, yhat, lower, upper, limits=limits)
         return found
 
+    def cutoffs(self, mission: Mission, at: datetime) -> dict[Labels, datetime]:
+        """By series (written labels), the newest cutoff with a forecast for `at`.
+
+        Raises:
+            StoreDataError: naming a file that is truncated or none of ours.
+            StoreUnavailableError: the folder cannot be read.
+        """
+        import polars as pl
+
+        found: dict[Labels, datetime] = {}
+        there = (pl.col("ds") == pl.lit(at, _time())) & pl.col("yhat").is_finite()
+        # Oldest first, so that the newest stays.
+        for cutoff, path in self._files(mission.name):
+            if cutoff < at:
+                rows = self._read_all([path], there, start=milliseconds(at - EPOCH))
+                if rows is not None:
+                    found |= dict.fromkeys(map(Labels.parse, rows["unique_id"].unique()), cutoff)
+        return found
+
     def prune(self, now: datetime) -> None:
         """Remove files of all missions whose horizon lies further back than the mission catches up.
 
