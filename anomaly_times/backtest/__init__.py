@@ -48,7 +48,7 @@ __all__ = [
 
 MAX_POINTS = 30_000_000
 """Of a mission's window: a gigabyte and a half of values, forecasts, bounds and scores."""
-_DAY = timedelta(days=1)
+_DAY, _HOLE = timedelta(days=1), timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -440,6 +440,13 @@ def _notes(replayed: Replayed, verdict: Verdict | None) -> tuple[str, ...]:
         notes.append(f"{failed:,} of {failed + replayed.forecasts:,} forecasts could not be made: {worst}")
     if lasts < _DAY:
         notes.append(f"the window of {format_duration(lasts)} is shorter than a day, and tells nothing of a week")
+    elif lasts < (season := max(job.mission.season or (_DAY,))):
+        text = f"the window of {format_duration(lasts)} is shorter than the season of {format_duration(season)}"
+        notes.append(f"{text}: what comes once in a season may not have come")
+    if replayed.scores is not None:
+        empty = int((~np.isfinite(replayed.scores.y).any(axis=0)).sum()) * grid.step
+        if empty >= _HOLE:
+            notes.append(f"for {format_duration(empty)} of the window no series has a value, so nothing is scored then")
     begins = have.grid.start + int(np.isfinite(have.y).any(axis=0).argmax()) * have.grid.step
     wanted = grid.start - job.mission.forecast.lookback
     if begins > wanted + _DAY:

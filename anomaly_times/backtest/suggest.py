@@ -4,10 +4,10 @@ Forecasts are the cost of a backtest, and gates have no part in them: evidence, 
 `direction`, `min_deviation` or `alert.for` say. So each sensitivity is replayed once, `Traces` keeps the points that
 are over a limit under no gates at all, and every other setting is judged on those, exactly as live passes would.
 
-Settings are chosen on the first two thirds of the window, and what they do in the rest, which had no say, stands beside
-it. Of those that keep to the budget and find what the mission finds already, the one that finds most is taken, then the
-smallest change: steps on the ladders below, and one for each field. One step more is taken where that gives room: a
-fifth of the budget to spare, and nothing lost a step further on.
+Settings are chosen on the first two thirds of the window, cut where no incident lasts, and what they do in the rest,
+which had no say, stands beside it. Of those that keep to the budget and find what the mission finds already, the one
+that finds most is taken, then the smallest change: steps on the ladders below, and one for each field. One step more is
+taken where that gives room: a fifth of the budget to spare, and nothing lost a step further on.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ import numpy.typing as npt
 from anomaly_times import scoring
 from anomaly_times.backtest import AS_IT_IS, Prepared, Trial, Variant
 from anomaly_times.backtest.alerts import find_alerts
-from anomaly_times.backtest.incidents import Labelled, judge
+from anomaly_times.backtest.incidents import ECHO, Labelled, judge
 from anomaly_times.backtest.replay import Job, freshest, replay
 from anomaly_times.durations import format_duration
 from anomaly_times.errors import MissionError, UsageError
 from anomaly_times.evidence import MISSING, OUT_OF_RANGE, ratios_to_limits
 from anomaly_times.mission import MOST_ALERTS, Detect, Mission
-from anomaly_times.panel import Floats, Forecast, Labels, Limits, Scores, round_significant
+from anomaly_times.panel import Floats, Forecast, Grid, Labels, Limits, Scores, round_significant
 
 __all__ = ["SHORTEST", "Standing", "Suggestion", "Traces", "budgets_of", "suggest"]
 
 SHORTEST = timedelta(days=3)
 """Of windows: two days to choose on, and one to look at what was chosen."""
 _CHOSEN_ON = 2 / 3
-_ROOM = 0.8
+_ROOM, _NOT_ONE = 0.8, 0.95
 _MOST_FIELDS, _AT_LAST = 2, 3
 """How many fields are changed at once, and how many where nothing else keeps to the budget."""
 
@@ -358,8 +358,9 @@ class _Search:
     """The settings of one mission: a place on each of four ladders, and what they do where they are chosen."""
 
     def __init__(self, job: Job, present: _Replay, most: float, incidents: Sequence[Labelled]) -> None:
-        self.job, self.most, self.incidents = job, most, incidents
-        self.border = round(_CHOSEN_ON * job.grid.n)
+        self.job, self.most = job, most
+        self.incidents = [each for each in incidents if each.mission in ("", job.mission.name)]
+        self.border = _border(job.grid, self.incidents, present.labels)
         self.before = self._standings(present, job.mission)
         mission, first = job.mission, self.before[0]
         self.wanted = _wanted(mission, first)
@@ -412,16 +413,15 @@ class _Search:
 
     def _standings(self, replayed: _Replay, mission: Mission) -> tuple[Standing, Standing]:
         scores = replayed.under(mission.detect)
-        mine = [each for each in self.incidents if each.mission in ("", mission.name)]
         first, second = (
-            replayed.standing(mission, scores, part, mine) for part in (slice(0, self.border), slice(self.border, None))
+            replayed.standing(mission, scores, part, self.incidents)
+            for part in (slice(0, self.border), slice(self.border, None))
         )
         return first, second
 
     def _try(self, most_fields: int) -> None:
         """Judge every setting that changes so many fields at most."""
         part = slice(0, self.border)
-        mine = [each for each in self.incidents if each.mission in ("", self.job.mission.name)]
         _, *gates, waits = self.ladders
         for place, replayed in self.replays.items():
             for setting in product(*(range(len(ladder.rungs)) for ladder in gates)):
@@ -439,7 +439,7 @@ class _Search:
                     except MissionError:
                         continue
                     scores = replayed.under(mission.detect) if scores is None else scores
-                    self.done[places] = replayed.standing(mission, scores, part, mine)
+                    self.done[places] = replayed.standing(mission, scores, part, self.incidents)
 
     def _fields(self, places: Sequence[int]) -> Fields:
         chosen = zip(self.ladders, places, strict=True)
@@ -463,7 +463,6 @@ class _Search:
         good = [places for places in self.done if self._good(places)]
         if not good:
             return self._nearest()
-        # What is silent tells of nothing, labelled or not.
         most = max(self._told(places) for places in good)
         good = [places for places in good if self._told(places) == most]
         least = min(map(self._cost, good))
@@ -475,8 +474,9 @@ class _Search:
         return min((places for places in good if self._cost(places) <= least + 1), key=worth)
 
     def _told(self, places: tuple[int, ...]) -> tuple[int, bool]:
+        """How many incidents are found, and whether it tells of anything where the mission tells of something now."""
         standing = self.done[places]
-        return len(standing.found), standing.alerts > 0
+        return len(standing.found), bool(standing.alerts or not self.before[0].alerts)
 
     def _nearest(self) -> tuple[int, ...]:
         """Of those that lose least of what must be found the quietest, by the smallest change."""
@@ -504,13 +504,26 @@ class _Search:
         weeks = (chosen.end - chosen.start) / timedelta(weeks=1)
         if not chosen.found | chosen.missed:
             yield "no labelled incident lies where the setting was chosen: only how many alerts there are decided"
-        if self.most * weeks < 1:
-            yield f"in the {weeks:.1f} weeks that it was chosen on {self.most:g} a week is less than one"
+        if self.most * weeks < _NOT_ONE:
+            yield f"it was chosen on {weeks:.1f} weeks, in which {self.most:g} a week allows no alert at all"
         if held_out.per_week > self.most:
             yield f"in the rest of the window there are {held_out.per_week:.2f} alerts a week, which is over the budget"
         lost = self.before[1].found - held_out.found
         if lost:
             yield f"in the rest of the window it no longer finds {', '.join(sorted({name for name, _ in lost}))}"
+
+
+def _border(grid: Grid, incidents: Sequence[Labelled], labels: Sequence[Labels]) -> int:
+    """The column from which on settings are not chosen: the nearest to two thirds that no incident lies across."""
+    times = np.arange(1, grid.n)
+    free = np.ones(len(times), dtype=np.bool_)
+    for each in incidents:
+        if each.concerns(labels):
+            free &= (times <= grid.index(each.incident.start)) | (times > grid.index(each.incident.end + ECHO))
+    wanted = _CHOSEN_ON * grid.n
+    free &= (times >= grid.n / 3) & (times <= grid.n * 5 / 6)
+    columns = times[free]
+    return int(columns[np.abs(columns - wanted).argmin()]) if columns.size else round(wanted)
 
 
 def _wanted(mission: Mission, before: Standing) -> frozenset[Incidence]:

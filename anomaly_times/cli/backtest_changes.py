@@ -14,7 +14,7 @@ from anomaly_times.checks.changed import changed_files, files_before, only_chang
 from anomaly_times.cli.backtest_views import BacktestView, trial_entry, verdict_cells
 from anomaly_times.cli.plan_views import shown
 from anomaly_times.cli.render import Section
-from anomaly_times.cli.views import JSON_SCHEMA, Cell, counted, first_line, stamp
+from anomaly_times.cli.views import JSON_SCHEMA, Cell, beside, counted, first_line, stamp
 from anomaly_times.errors import MissionError
 from anomaly_times.loading import DEFAULTS_FILE, Loading, load_missions
 from anomaly_times.plan import field_changes
@@ -135,7 +135,7 @@ class ChangesView:
         if judged:
             sides = [verdict_cells([each]) if each is not None and each.scores is not None else None for each in pair]
             for k in range(3):
-                yield _joined(*(str(side[k]) if side is not None else None for side in sides))
+                yield beside(*(str(side[k]) if side is not None else None for side in sides))
         yield _beside(before, after, lambda trial: _figure(trial.accuracy.mase if trial.accuracy is not None else None))
         yield _beside(
             before, after, lambda trial: _percent(trial.accuracy.coverage if trial.accuracy is not None else None)
@@ -209,14 +209,7 @@ def _broken(trials: Sequence[Trial]) -> list[str]:
 
 
 def _beside(before: Trial | None, after: Trial | None, figure: Callable[[Trial], str]) -> str:
-    return _joined(*(figure(trial) if trial is not None else None for trial in (before, after)))
-
-
-def _joined(before: str | None, after: str | None) -> str:
-    """`before → after`; one of them alone where there is no other."""
-    if before is None or after is None:
-        return (after if after is not None else before) or ""
-    return before if before == after else f"{before} → {after}"
+    return beside(*(figure(trial) if trial is not None else None for trial in (before, after)))
 
 
 def _figure(value: float | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from anomaly_times.backtest import Variant
 from anomaly_times.backtest.suggest import Standing, Suggestion
 from anomaly_times.cli.render import Section
-from anomaly_times.cli.views import Cell, stamp
+from anomaly_times.cli.views import Cell, beside, stamp
 from anomaly_times.durations import format_duration, iso_utc
 from anomaly_times.loading import LoadedMission, dump_mission
 from anomaly_times.yamledit import set_value
@@ -148,15 +148,20 @@ def _sentence(suggestion: Suggestion) -> str:
 
 
 def _rows(suggestion: Suggestion, *, judged: bool) -> Iterator[tuple[Cell, ...]]:
-    if not suggestion.fields:
-        return
     for what, before, after in zip(("chosen on", "the rest"), suggestion.before, suggestion.after, strict=True):
-        row: list[Cell] = [suggestion.mission.name, what, stamp(before.start), stamp(before.end)]
-        row.append(f"{before.per_week:.2f} → {after.per_week:.2f}")
-        if judged:
-            row += [f"{_found(before)} → {_found(after)}", f"{before.false_alarms} → {after.false_alarms}"]
-            row.append(f"{_delay(before)} → {_delay(after)}")
-        yield tuple(row)
+        yield (
+            suggestion.mission.name,
+            what,
+            stamp(before.start),
+            stamp(before.end),
+            beside(f"{before.per_week:.2f}", f"{after.per_week:.2f}"),
+            *(_judged(before, after) if judged else ()),
+        )
+
+
+def _judged(before: Standing, after: Standing) -> tuple[Cell, Cell, Cell]:
+    false_alarms = beside(str(before.false_alarms), str(after.false_alarms))
+    return beside(_found(before), _found(after)), false_alarms, beside(_delay(before), _delay(after))
 
 
 def _found(standing: Standing) -> str:

@@ -32,6 +32,7 @@ __all__ = [
     "DetectView",
     "ForecastView",
     "View",
+    "beside",
     "budget_in_words",
     "capped_note",
     "counted",
@@ -616,6 +617,13 @@ def _counter_note(query: Query, y: Floats) -> list[str]:
     if query.source.folder is not None:
         return [f"{name} looks like a counter: a folder is better given its rate, for it knows no functions"]
     return [f"{name} looks like a counter: rate({name}[5m])?"]
+
+
+def beside(before: str | None, after: str | None) -> str:
+    """`before → after`; what is the same, or alone, once."""
+    if before is None or after is None:
+        return (after if after is not None else before) or ""
+    return before if before == after else f"{before} → {after}"
 
 
 def counted(n: int, one: str, many: str = "") -> str:

@@ -177,6 +177,19 @@ def test_what_the_figures_cannot_carry_is_said(window: dict[str, object], note: 
     assert any(line.startswith(note) for line in trial.notes), trial.notes
 
 
+def test_a_season_that_the_window_does_not_hold_and_holes_in_it_are_said() -> None:
+    source = store()
+    panel = source.series["load"]
+    assert isinstance(panel, Panel)
+    panel.y[:, -200:-188] = np.nan
+    panel.y[0, -100:-50] = np.nan
+    trial = only(backtest(mission(season="1w"), source=source))
+    assert "the window of 3d is shorter than the season of 1w: what comes once in a season may not have come" in (
+        note.replace("7d", "1w") for note in trial.notes
+    )
+    assert "for 2h of the window no series has a value, so nothing is scored then" in trial.notes
+
+
 def test_a_window_before_all_data_has_no_answer() -> None:
     trial = only(backtest(last=None, start=END - 60 * DAY, end=END - 50 * DAY))
     assert isinstance(trial.error, NoSeriesError)

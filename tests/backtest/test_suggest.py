@@ -10,7 +10,7 @@ import pytest
 from anomaly_times.backtest import Labelled, Trial, Variant, prepare, run
 from anomaly_times.backtest.suggest import Suggestion, Traces, _Replay, suggest
 from anomaly_times.errors import UsageError
-from anomaly_times.mission import Mission
+from anomaly_times.mission import Incident, Mission
 from anomaly_times.panel import Grid, Labels, Panel
 from anomaly_times.testing import MemoryStore
 from tests.backtest.test_backtest import DAY, END, NOW, incident
@@ -126,6 +126,23 @@ def test_what_keeps_to_the_budget_is_left_as_it_is_and_no_forecast_is_made(monke
     assert made == [0]
     assert (found.fields, found.met, found.failure) == ({}, True, "")
     assert found.after == found.before
+
+
+def test_no_incident_is_cut_in_two() -> None:
+    border = END - 4 * DAY
+    long = Labelled(Incident(name="long", start=border - 0.125 * DAY, end=border + 0.75 * DAY))
+    found = suggested(mission(), store(rises=(4.0,)), long)
+    assert found.before[1].start == long.incident.start
+    assert [found.before[0].found | found.before[0].missed, {name for name, _ in found.before[1].found}] == [
+        frozenset(),
+        {"long"},
+    ]
+
+
+def test_a_silent_mission_is_not_made_louder_for_nothing() -> None:
+    found = suggested(mission(), store(), incident("nothing", END - 6.5 * DAY), most=20)
+    assert (found.fields, found.met) == ({}, True)
+    assert found.tried > 50
 
 
 def test_a_level_stays_a_level() -> None:
