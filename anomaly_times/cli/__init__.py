@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from anomaly_times.cli.backtest import backtest
+from anomaly_times.cli.dashboards import dashboards
 from anomaly_times.cli.demo import demo
 from anomaly_times.cli.deploy import deploy
 from anomaly_times.cli.detect import detect
@@ -155,7 +156,7 @@ def _root(
     pass
 
 
-for _command in (forecast, detect, explain, backtest, run, status, up, deploy, doctor, demo):
+for _command in (forecast, detect, explain, backtest, dashboards, run, status, up, deploy, doctor, demo):
     app.command(cls=GroupedHelp)(_command)
 app.add_typer(mission_app)
 app.add_typer(models_app)
