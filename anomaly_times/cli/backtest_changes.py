@@ -165,10 +165,12 @@ class ChangesView:
     def notes(self) -> list[str]:
         """What a reader should know besides."""
         found = []
-        for pair in self.pairs:
-            for what, trial in zip(("before: ", ""), pair, strict=True):
-                if trial is not None:
-                    found += [f"{trial.mission.name}: {what}{_cut(first_line(line))}" for line in trial.notes]
+        for touched, (before, after) in zip(self.touched, self.pairs, strict=True):
+            now = after.notes if after is not None else ()
+            then = [line for line in before.notes if line not in now] if before is not None else []
+            name = touched.version.newest.name
+            found += [f"{name}: {_cut(first_line(line))}" for line in now]
+            found += [f"{name}: before: {_cut(first_line(line))}" for line in then]
         notes = list(dict.fromkeys(found))
         left = len(notes) - _MOST_NOTES
         return [*notes[:_MOST_NOTES], *([f"and {left:,} notes more: `--output json` has all"] if left > 0 else [])]
