@@ -71,6 +71,7 @@ def tell(
     about: About,
     now: datetime,
     seconds: float,
+    resting: Collection[str] = (),
     unreadable: Collection[str] = (),
 ) -> list[str]:
     """Store what a pass tells about itself, in one request a source; gives in words what could not be stored, and why.
@@ -82,6 +83,7 @@ def tell(
         about: whose pass it was.
         now: of the pass; the time of every sample.
         seconds: that it took in all.
+        resting: names of missions that are paused and ran all the same, because somebody asked.
         unreadable: names of missions of the pack that failed because they cannot be read; told to the default source.
     """
     by_source: dict[str, list[Result]] = defaultdict(list)
@@ -92,17 +94,21 @@ def tell(
     untold = []
     for source, ours in by_source.items():
         store = stores.get(source)
+        lost = unreadable if not source else ()
+        whose = f"figures of {_count(len(ours) + len(lost))} were not stored"
         if store is None:
-            untold.append(f"figures of {_count(ours)} were not stored: the source {source or _DEFAULT!r} is not open")
+            untold.append(f"{whose}: the source {source or _DEFAULT!r} is not open")
             continue
         try:
-            gauges = [gauge for result in ours for gauge in mission_figures(result, about.project, now)]
-            gauges += [gauge for name in unreadable if not source for gauge in _failed(name, kind)]
+            gauges = [gauge for name in lost for gauge in _failed(name, kind)]
+            for result in ours:
+                running = result.mission.name not in resting
+                gauges += mission_figures(result, about.project, now, running=running)
             labels = (about.pack, kind, source or _DEFAULT)
             store.write_gauges([*gauges, *pass_figures(labels, ours, store.traffic, seconds)], at=now)
         except Exception as exc:  # noqa: BLE001 - what a pass did counts, whatever happens to its figures
             reason = exc.message if isinstance(exc, AnomalyTimesError) else f"{type(exc).__name__}: {exc}"
-            untold.append(f"figures of {_count(ours)} were not stored in {store.name}: {reason}")
+            untold.append(f"{whose} in {store.name}: {reason}")
     return untold
 
 
@@ -138,8 +144,8 @@ def tells_alike(one: Mission, other: Mission | None) -> bool:
     return other is not None and _info_labels(one, "") == _info_labels(other, "")
 
 
-def mission_figures(result: Result, project: str, now: datetime) -> list[Gauge]:
-    """What a pass tells about one mission: that it runs, how it went, and what was found."""
+def mission_figures(result: Result, project: str, now: datetime, *, running: bool = True) -> list[Gauge]:
+    """What a pass tells about one mission: whether it is `running`, how it went, and what was found."""
     mission, failed = result.mission, result.error is not None
     kind: Kind = "forecast" if isinstance(result, ForecastResult) else "detect"
     told: dict[str, float] = {}
@@ -161,7 +167,7 @@ def mission_figures(result: Result, project: str, now: datetime) -> list[Gauge]:
             told[FORECAST_ABS_ERROR] = result.quality.abs_error
             told[NAIVE_ABS_ERROR] = result.quality.naive_abs_error
     labels = Labels.of({LABEL_MISSION: mission.name})
-    out = [_info(mission, project, 1.0), *(Gauge(metric, labels, value) for metric, value in told.items())]
+    out = [_info(mission, project, float(running)), *(Gauge(metric, labels, value) for metric, value in told.items())]
     if failed:
         return [*out, *_failed(mission.name, kind)]
     labels = _kind_labels(mission.name, kind)
@@ -236,5 +242,5 @@ def _dropped(result: Result) -> int:
     return int(np.isfinite(result.forecast.yhat).sum())
 
 
-def _count(results: Sequence[Result]) -> str:
-    return "1 mission" if len(results) == 1 else f"{len(results)} missions"
+def _count(missions: int) -> str:
+    return "1 mission" if missions == 1 else f"{missions} missions"

@@ -13,7 +13,7 @@ from anomaly_times.conventions import SELF_METRICS, Kind
 from anomaly_times.durations import EPOCH
 from anomaly_times.errors import StoreError, StoreUnavailableError
 from anomaly_times.mission import Mission
-from anomaly_times.monitoring import About, Result, tell_gone, tells_alike
+from anomaly_times.monitoring import About, Result, tell, tell_gone, tells_alike
 from anomaly_times.panel import Grid, Labels, Panel
 from anomaly_times.passes import ForecastResult, forecast_pass
 from anomaly_times.scheduling.local import run_pass
@@ -235,6 +235,23 @@ def test_a_dry_run_tells_nothing() -> None:
     run_pass("forecast", [mission()], {"": store}, now=NOW, about=ABOUT, write=False)
     run_pass("forecast", [mission()], {"": store}, now=NOW)
     assert store.gauges == []
+
+
+def test_a_paused_mission_that_somebody_ran_is_told_as_paused() -> None:
+    store = MeteredStore(memory := MemoryStore({"load": series()}))
+    results = forecast_pass([mission(), mission("rests")], {"": store}, now=NOW)
+    assert tell("forecast", results, {"": store}, about=ABOUT, now=NOW, seconds=1.0, resting=["rests"]) == []
+    info = {g.labels.get("mission"): g.value for _, g in memory.gauges if g.metric == "at_mission_info"}
+    assert info == {"load": 1.0, "rests": 0.0}
+
+
+def test_a_mission_that_cannot_be_read_is_told_to_the_default_source() -> None:
+    store = MeteredStore(memory := MemoryStore())
+    told: dict[str, Any] = {"about": ABOUT, "now": NOW, "seconds": 1.0, "unreadable": ["broken"]}
+    assert tell("detect", [], {"": store}, **told) == []
+    assert figures(memory)['at_errors{kind="detect"}'] == 1
+    (untold,) = tell("detect", [], {}, **told)
+    assert untold == "figures of 1 mission were not stored: the source 'default' is not open"
 
 
 def test_each_source_is_told_in_one_request_what_is_its_own() -> None:

@@ -266,12 +266,16 @@ async def write(results: Sequence[ForecastResult | DetectResult]) -> Written:
 
 @dataclass(frozen=True)
 class _Work:
-    """What a run is about: missions with their `since`, and by name the errors of those that could not be read."""
+    """What a run is about: missions with their `since`, and by name the errors of those that could not be read.
+
+    `paused` counts members that were left out; `resting` names missions that are paused and were asked for.
+    """
 
     missions: Sequence[Mission]
     since: Mapping[str, datetime] = field(default_factory=dict)
     broken: Mapping[str, AnomalyTimesError] = field(default_factory=dict)
     paused: int = 0
+    resting: Collection[str] = ()
 
 
 async def _run(given: Mapping[str, Any]) -> State[None]:
@@ -289,7 +293,7 @@ async def _run(given: Mapping[str, Any]) -> State[None]:
             return await _work(kind, _Work([mission_by_hand(given, settings)]), settings, now)
         async with get_client() as client:
             if what == "mission":
-                return await _work(kind, await _named(client, which), settings, now)
+                return await _work(kind, await _named(client, which, now), settings, now)
             # A slot that is lost comes again; a run that somebody asked for does not.
             terms: dict[str, Any] = {"due": run.expected_start_time} if run.auto_scheduled else {"patience": _PATIENCE}
             async with hold(client, which[0], run=run.name, **terms) as lease:
@@ -336,7 +340,7 @@ def _subject(given: Mapping[str, Any], kind: Kind, run: FlowRun) -> tuple[str, l
     return what, which
 
 
-async def _named(client: PrefectClient, names: Sequence[str]) -> _Work:
+async def _named(client: PrefectClient, names: Sequence[str], now: datetime) -> _Work:
     """Deployed missions by name, paused or not: somebody asked for them."""
     variables = {variable_name(name) for name in names if MISSION_NAME.fullmatch(name)}
     found: list[dict[str, Any]] = []
@@ -349,7 +353,7 @@ async def _named(client: PrefectClient, names: Sequence[str]) -> _Work:
         for name in names
         if name not in known
     }
-    work = _work_of(found, None)
+    work = _work_of(found, now, asked=True)
     return replace(work, broken={**work.broken, **missing})
 
 
@@ -368,9 +372,9 @@ async def _members(client: PrefectClient, slug: str, now: datetime) -> _Work:
     return work
 
 
-def _work_of(variables: Sequence[Mapping[str, Any]], now: datetime | None) -> _Work:
-    """The missions that Variables hold, less those that are paused at `now` where that is given."""
-    missions, since, broken, paused = [], {}, {}, 0
+def _work_of(variables: Sequence[Mapping[str, Any]], now: datetime, *, asked: bool = False) -> _Work:
+    """The missions that Variables hold, less those that are paused at `now` unless they are `asked` for."""
+    missions, since, broken, resting = [], {}, {}, []
     for variable in variables:
         try:
             deployed = from_value(variable["name"], variable["value"], variable["tags"])
@@ -378,12 +382,15 @@ def _work_of(variables: Sequence[Mapping[str, Any]], now: datetime | None) -> _W
             broken[mission_of_variable(variable["name"]) or variable["name"]] = exc
             continue
         pause = deployed.paused
-        if now is not None and pause is not None and (pause.until is None or pause.until > now):
-            paused += 1
-            continue
+        if pause is not None and (pause.until is None or pause.until > now):
+            resting.append(deployed.mission.name)
+            if not asked:
+                continue
         missions.append(deployed.mission)
         since[deployed.mission.name] = deployed.since
-    return _Work(missions, since, broken, paused)
+    if asked:
+        return _Work(missions, since, broken, resting=resting)
+    return _Work(missions, since, broken, paused=len(resting))
 
 
 async def _tagged(client: PrefectClient, tag: str) -> Sequence[Mapping[str, Any]]:
@@ -443,7 +450,14 @@ async def _work(
                 scored, written = write_scores(found, stores)
                 results += [*scored, *(DetectResult(mission, error=refused[mission.name]) for mission in unable)]
             about, took = About(settings.project, pack), time.monotonic() - began
-            untold = tell(kind, results, stores, about=about, now=now, seconds=took, unreadable=work.broken)
+            untold = tell(
+                *(kind, results, stores),
+                about=about,
+                now=now,
+                seconds=took,
+                resting=work.resting,
+                unreadable=work.broken,
+            )
         return results, written, untold
 
     results, written, untold = await asyncio.to_thread(run)

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomaly_times.conventions import FORECAST_METRICS, OUR_METRICS, channel_labels
+from anomaly_times.conventions import FORECAST_METRICS, OUR_METRICS, SERIES, channel_labels
 from anomaly_times.durations import EPOCH
 from anomaly_times.errors import MissionError, StoreUnavailableError
 from anomaly_times.evidence import CHANNELS, KEPT, remembered
@@ -26,7 +26,7 @@ from anomaly_times.limits import fit_limits
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Evidence, Floats, Forecast, Grid, Labels, Limits, Panel, Scores, round_significant
 from anomaly_times.settings import Source
-from anomaly_times.stores import Store, Written, over_time, prometheus, remote_write, samples
+from anomaly_times.stores import Gauge, Store, Written, over_time, prometheus, remote_write, samples
 from anomaly_times.stores.parquet import FolderStore
 from anomaly_times.stores.prometheus import PrometheusStore
 from anomaly_times.stores.purge import purge_results
@@ -343,8 +343,9 @@ def test_purging_a_mission_takes_all_of_it_and_nothing_else(vm_server: Server, t
         for each in (gone, stays):
             store.write_forecasts([(each, forecast(series(2)))])
             store.write_scores([(each, scores(series(2), Grid.ending(NOW, STEP, 9)))])
+            store.write_gauges([Gauge(SERIES, Labels.of({"mission": each.name}), 2.0)], at=NOW)
     names = {row.get("__name__") for row in kept(vm_server, "{mission='purged'}")}
-    assert names == set(OUR_METRICS) - {"anomaly_mission_failed"}
+    assert names == {*OUR_METRICS, SERIES} - {"anomaly_mission_failed"}
     before = kept(vm_server, "{mission='purged-not'}")
     purge_results(Source(url=vm_server.url), "purged")
     wait_until(lambda: not kept(vm_server, "{mission='purged'}"))
