@@ -50,6 +50,8 @@ _REPLAYS = 2
 _SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 _SIZES = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9)
 _WAITS = tuple(timedelta(minutes=n) for n in (0, 5, 10, 15, 20, 30, 45, 60, 120))
+_TELL_A_SIDE = 2
+"""So many incidents say which side matters: one may lie there by chance."""
 _ONE_SIDE = 3
 """How many steps it counts to look at another side: of one alone half of what can happen is not told any more."""
 
@@ -368,7 +370,7 @@ class _Search:
         quieter = louder or first.per_week > most
         self.ladders = (
             _sensitivities(mission, louder=louder, quieter=quieter),
-            _directions(mission, louder=louder, quieter=quieter and bool(first.found)),
+            _directions(mission, louder=louder, quieter=quieter and len(first.found) >= _TELL_A_SIDE),
             _shares(mission, louder=louder, quieter=quieter),
             _sizes(mission, present.sizes(self.border), louder=louder, quieter=quieter),
             _waits(mission, louder=louder, quieter=quieter),

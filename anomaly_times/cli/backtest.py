@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +16,9 @@ from anomaly_times.errors import MissionError, UsageError
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from anomaly_times.backtest import Variant, Version
+    from anomaly_times.backtest import Labelled, Variant, Version
     from anomaly_times.backtest.suggest import Suggestion
-    from anomaly_times.cli.backtest_changes import ChangesView, Touched
+    from anomaly_times.cli.backtest_changes import ChangesView
     from anomaly_times.cli.backtest_suggest import SuggestedView
     from anomaly_times.cli.backtest_views import BacktestView
     from anomaly_times.cli.options import MissionStores
@@ -56,6 +58,7 @@ MaxAlerts = Annotated[
         rich_help_panel=opt.INCIDENTS,
         metavar="NUMBER",
         min=0.0,
+        max=10_080.0,
         show_default=False,
     ),
 ]
@@ -123,123 +126,149 @@ def backtest(
     Examples: at backtest missions/ --last 28d --incidents incidents.yaml
 
     at backtest --url http://localhost:8428 --promql 'sum by (job) (rate(http_requests_total[5m]))' --compare level=99
-    """
-    from contextlib import ExitStack
 
-    from anomaly_times.backtest import pair_up, prepare, prepare_versions, run
-    from anomaly_times.backtest.incidents import read_incidents
-    from anomaly_times.backtest.suggest import Traces, budgets_of
-    from anomaly_times.backtest.suggest import suggest as suggestions
+    at backtest missions/ --changed-since origin/main --output markdown
+    """
     from anomaly_times.cli import render
-    from anomaly_times.cli.backtest_changes import ChangesView
     from anomaly_times.cli.backtest_page import backtest_page
     from anomaly_times.cli.backtest_views import BacktestView
 
-    now = opt.utc_now()
     form = _form(output, out, plot)
-    window = opt.parse_window(last, "--last")
-    until = opt.parse_time(end, now=now, option="--to") if end is not None else opt.parse_time(at, now=now)
-    since = opt.parse_time(start, now=now, option="--from") if start is not None else None
-    if since is not None and (window is not None or since >= until):
-        text = "--from and --last say two things" if window is not None else "--from must lie before --to"
-        raise UsageError(text, hint="give --last 28d, or --from and --to")
-    if max_alerts_per_week is not None and not suggest:
-        raise UsageError("--max-alerts-per-week goes with --suggest", hint="`backtest:` in a mission is for --check")
-    variants = parse_variants(compare or ())
-    labelled = read_incidents(incidents) if incidents is not None else []
-    if changed_since:
-        touched = _touched(ctx, files, changed_since)
-        versions = [each.version for each in touched]
-        with (
-            opt.MissionStores(source, url) as sources,
-            render.progress("reading", len(versions)) as advance,
-            opt.threads(None) as mapper,
-        ):
-            prepared = prepare_versions(
-                versions,
-                _stores(sources, versions),
-                now=now,
-                last=window,
-                start=since,
-                end=until,
-                incidents=labelled,
-                mapper=mapper,
-                on_done=advance,
-            )
-        with render.progress("forecasting and scoring", prepared.forecasts) as advance:
-            pairs = pair_up(versions, run(prepared, workers=jobs, on_done=advance))
-        changes = ChangesView(changed_since, touched, pairs)
-        render.show_sections(changes, form, out=out)
-        _end(changes, check=check)
-        return
-    with ExitStack() as opened:
-        missions, stores = _missions(ctx, files, opened)
-        with render.progress("reading", len(missions)) as advance, opt.threads(None) as mapper:
-            prepared = prepare(
-                missions,
-                stores,
-                now=now,
-                last=window,
-                start=since,
-                end=until,
-                incidents=labelled,
-                variants=variants,
-                mapper=mapper,
-                on_done=advance,
-            )
-    if suggest:
-        budgets_of(prepared, max_alerts_per_week)
-    traces = Traces() if suggest else None
-    with render.progress("forecasting and scoring", prepared.forecasts) as advance:
-        result = run(prepared, workers=jobs, on_done=advance, watch=traces)
-    if all(trial.error is not None for trial in result.trials):
-        [error, *_] = [trial.error for trial in result.trials if trial.error is not None]
-        raise error
-    suggested = None
-    if traces is not None:
-        with render.working("trying other settings"):
-            found = suggestions(prepared, result.trials, traces, max_alerts_per_week=max_alerts_per_week, workers=jobs)
-        suggested = _suggested(found, files, query=promql is not None)
-    view = BacktestView(result, top, suggested)
-    if plot is not None:
+    asked = _asked(ctx.params)
+    view = _changes(ctx, asked, changed_since) if changed_since else _backtest(ctx, asked)
+    if plot is not None and isinstance(view, BacktestView):
         render.draw(plot, backtest_page(view))
     render.show_sections(view, form, out=out)
-    if suggested is not None and suggested.failures:
-        hint = "allow more alerts, or look whether the labelled incidents show in these series at all"
-        raise MissionError("\n".join(["the budget cannot be kept to", *suggested.failures]), hint=hint)
-    _end(view, check=check)
-
-
-def _end(view: BacktestView | ChangesView, *, check: bool) -> None:
-    """End as what was found asks for.
-
-    Raises:
-        MissionError: with `check`, where a mission does not get what its `backtest:` asks for.
-        typer.Exit: a mission could not be replayed.
-    """
     if check and view.broken:
         raise MissionError("\n".join(["the backtest is not what was asked for", *view.broken]))
+    if isinstance(view, BacktestView) and view.suggested is not None and view.suggested.failures:
+        hint = "allow more alerts, or look whether the labelled incidents show in these series at all"
+        raise MissionError("\n".join(["the budget cannot be kept to", *view.suggested.failures]), hint=hint)
     if view.exit_code:
         raise typer.Exit(view.exit_code)
 
 
-def _touched(ctx: typer.Context, files: list[Path] | None, revision: str) -> tuple[Touched, ...]:
-    """The missions of FILES that are otherwise since `revision`.
+@dataclass(frozen=True)
+class _Asked:
+    """What is replayed, of whatever missions: the window as `prepare` takes it, and what went wrong in it."""
+
+    now: datetime
+    last: timedelta | None
+    start: datetime | None
+    end: datetime
+    incidents: Sequence[Labelled]
+    variants: Sequence[Variant]
+
+
+def _asked(params: Mapping[str, Any]) -> _Asked:
+    """What the command's options say of it.
+
+    Raises:
+        UsageError: naming the option that makes no sense.
+    """
+    from anomaly_times.backtest.incidents import read_incidents
+
+    now = opt.utc_now()
+    last = opt.parse_window(params["last"], "--last")
+    to, begin, labels = params["end"], params["start"], params["incidents"]
+    end = opt.parse_time(to, now=now, option="--to") if to is not None else opt.parse_time(params["at"], now=now)
+    start = opt.parse_time(begin, now=now, option="--from") if begin is not None else None
+    if start is not None and (last is not None or start >= end):
+        text = "--from and --last say two things" if last is not None else "--from must lie before --to"
+        raise UsageError(text, hint="give --last 28d, or --from and --to")
+    if params["max_alerts_per_week"] is not None and not params["suggest"]:
+        raise UsageError("--max-alerts-per-week goes with --suggest", hint="`backtest:` in a mission is for --check")
+    variants = parse_variants(params["compare"] or ())
+    return _Asked(now, last, start, end, read_incidents(labels) if labels is not None else [], variants)
+
+
+def _backtest(ctx: typer.Context, asked: _Asked) -> BacktestView:
+    """The missions as they are, beside alternatives, and what to change where that is asked for.
+
+    Raises:
+        AnomalyTimesError: no mission could be replayed, or as `prepare`, `run` and `suggest` say.
+    """
+    from contextlib import ExitStack
+
+    from anomaly_times.backtest import prepare, run
+    from anomaly_times.backtest.suggest import Traces, budgets_of, suggest
+    from anomaly_times.cli import render
+    from anomaly_times.cli.backtest_views import BacktestView
+
+    params = ctx.params
+    with ExitStack() as opened:
+        missions, stores = _missions(ctx, params["files"], opened)
+        with render.progress("reading", len(missions)) as advance, opt.threads(None) as mapper:
+            prepared = prepare(
+                missions,
+                stores,
+                now=asked.now,
+                last=asked.last,
+                start=asked.start,
+                end=asked.end,
+                incidents=asked.incidents,
+                variants=asked.variants,
+                mapper=mapper,
+                on_done=advance,
+            )
+    most, workers = params["max_alerts_per_week"], params["jobs"]
+    traces = Traces() if params["suggest"] else None
+    if traces is not None:
+        # Before the work: what has no budget has no suggestion.
+        budgets_of(prepared, most)
+    with render.progress("forecasting and scoring", prepared.forecasts) as advance:
+        result = run(prepared, workers=workers, on_done=advance, watch=traces)
+    if all(trial.error is not None for trial in result.trials):
+        [error, *_] = [trial.error for trial in result.trials if trial.error is not None]
+        raise error
+    if traces is None:
+        return BacktestView(result, params["top"])
+    with render.working("trying other settings"):
+        found = suggest(prepared, result.trials, traces, max_alerts_per_week=most, workers=workers)
+    return BacktestView(result, params["top"], _suggested(found, params["files"], query=params["promql"] is not None))
+
+
+def _changes(ctx: typer.Context, asked: _Asked, revision: str) -> ChangesView:
+    """The missions of FILES that are otherwise since `revision`, before and after.
 
     Raises:
         UsageError: another option does not go with it, or as `touched_missions`.
+        MissionError: as `touched_missions`.
     """
-    from anomaly_times.cli.backtest_changes import touched_missions
+    from anomaly_times.backtest import pair_up, prepare_versions, run
+    from anomaly_times.cli import render
+    from anomaly_times.cli.backtest_changes import ChangesView, touched_missions
     from anomaly_times.cli.mission_files import named_files
 
+    params = ctx.params
     opt.require_file_options(ctx, "start", "end", "incidents", "check", "changed_since", *_NOT_OF_CHANGES)
-    for name, option in _NOT_OF_CHANGES.items():
-        if ctx.params[name]:
-            raise UsageError(f"{option} does not go with --changed-since", hint="run it by itself")
-    return touched_missions(named_files(files), revision)
+    for name in _NOT_OF_CHANGES:
+        if params[name]:
+            raise UsageError(f"--{name} does not go with --changed-since", hint="run it by itself")
+    touched = touched_missions(named_files(params["files"]), revision)
+    versions = [each.version for each in touched]
+    with (
+        opt.MissionStores(params["source"], params["url"]) as sources,
+        render.progress("reading", len(versions)) as advance,
+        opt.threads(None) as mapper,
+    ):
+        prepared = prepare_versions(
+            versions,
+            _stores(sources, versions),
+            now=asked.now,
+            last=asked.last,
+            start=asked.start,
+            end=asked.end,
+            incidents=asked.incidents,
+            mapper=mapper,
+            on_done=advance,
+        )
+    with render.progress("forecasting and scoring", prepared.forecasts) as advance:
+        pairs = pair_up(versions, run(prepared, workers=params["jobs"], on_done=advance))
+    return ChangesView(revision, touched, pairs)
 
 
-_NOT_OF_CHANGES = {"compare": "--compare", "suggest": "--suggest", "plot": "--plot"}
+_NOT_OF_CHANGES = ("compare", "suggest", "plot")
 
 
 def _stores(sources: MissionStores, versions: Sequence[Version]) -> Mapping[str, Store]:

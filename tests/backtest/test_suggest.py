@@ -154,11 +154,14 @@ def test_a_level_stays_a_level() -> None:
     assert Variant("", found.fields).of(strict).forecast.level is not None
 
 
-def test_without_incidents_no_side_is_taken_for_unimportant() -> None:
-    found = suggested(mission(), store(rises=RISES, dips=DIPS), most=1)
+@pytest.mark.parametrize("labelled", [0, 1])
+def test_with_fewer_than_two_incidents_no_side_is_taken_for_unimportant(labelled: int) -> None:
+    found = suggested(mission(), store(rises=RISES, dips=DIPS), *rises()[:labelled], most=1)
     assert found.met
+    assert len(found.after[0].found) == labelled
     assert ("detect", "direction") not in found.fields
-    assert found.notes[0].startswith("no labelled incident lies where the setting was chosen")
+    none = [note.startswith("no labelled incident lies where the setting was chosen") for note in found.notes]
+    assert any(none) == (labelled == 0)
 
 
 def test_a_budget_that_cannot_be_kept_to_is_said_with_the_nearest_setting() -> None:

@@ -285,6 +285,8 @@ def test_a_budget_that_cannot_be_kept_to_ends_with_three_and_shows_the_nearest(a
     ("args", "message"),
     [
         (("--max-alerts-per-week", 1), "--max-alerts-per-week goes with --suggest"),
+        (("--suggest", "--max-alerts-per-week", "nan"), "--max-alerts-per-week: must be at most 10080"),
+        (("--suggest", "--max-alerts-per-week", "inf"), "--max-alerts-per-week: must be at most 10080"),
         (("--suggest",), "--suggest needs a budget, and mission web has none"),
         (("--suggest", "--max-alerts-per-week", 1), "--suggest needs a window of 3d at least, and this one is 2d"),
     ],
