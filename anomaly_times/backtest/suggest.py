@@ -297,7 +297,7 @@ def suggest(
     """What to change in each mission that was replayed; those that failed have no suggestion.
 
     Where a mission keeps to the budget and misses nothing, that is nothing, and no forecast is made. Otherwise up to
-    five other sensitivities are replayed.
+    four other sensitivities are replayed.
 
     Args:
         prepared: what was run.
@@ -357,7 +357,7 @@ def budgets_of(prepared: Prepared, max_alerts_per_week: float | None = None) -> 
 
 
 class _Search:
-    """The settings of one mission: a place on each of four ladders, and what they do where they are chosen."""
+    """The settings of one mission: a place on each ladder, and what they do where they are chosen."""
 
     def __init__(self, job: Job, present: _Replay, most: float, incidents: Sequence[Labelled]) -> None:
         self.job, self.most = job, most
