@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ _PIECE, _FEWEST = 24, 8
 """Forecasts that a process makes at once: enough for it to pay, few enough for a bar to move. And so many pay for a
 process of their own."""
 _SOME_PASSES = 3
+_NUMBER = re.compile(r"\d[\d,.]*")
 _STRETCH = 2_000_000
 """Points of a stretch that is scored at once."""
 
@@ -213,9 +215,9 @@ class Replayed:
     """What a replay made of a job.
 
     `scores` are those of all points of its grid, without evidence; `None` where there are none, and then `error` says
-    why. `failed` counts forecasts by what prevented them, `gates` and `unforecast` count points as in `DetectResult`,
-    `cpu_forecast` is the CPU time of one forecast pass and `cpu_detect` that of one detection pass, in seconds, without
-    what reading and writing take.
+    why. `warnings` are those of forecasts, each in its newest form. `failed` counts forecasts by what prevented them,
+    `gates` and `unforecast` count points as in `DetectResult`, `cpu_forecast` is the CPU time of one forecast pass and
+    `cpu_detect` that of one detection pass, in seconds, without what reading and writing take.
     """
 
     job: Job
@@ -328,7 +330,7 @@ class _State:
         self._failed: dict[str, int] = {}
         self._first_error: AnomalyTimesError | None = None
         self._broke: AnomalyTimesError | None = None
-        self._warnings: dict[str, None] = {}
+        self._warnings: dict[str, str] = {}
         self._gates: dict[str, int] = {}
         self._unforecast = 0
         self._made = 0
@@ -357,7 +359,8 @@ class _State:
                 self._pending.append(result.forecast)
                 self._on_forecast(self.job.mission, result.forecast)
             for warning in result.warnings:
-                self._warnings[warning] = None
+                # Of those that differ in numbers alone, the newest.
+                self._warnings[_NUMBER.sub("#", warning)] = warning
             if result.error is not None:
                 self._first_error = self._first_error or result.error
                 self._failed[result.error.message] = self._failed.get(result.error.message, 0) + 1
@@ -417,7 +420,7 @@ class _State:
             error,
             forecasts=self._made,
             failed=self._failed,
-            warnings=tuple(self._warnings),
+            warnings=tuple(self._warnings.values()),
             gates=self._gates,
             unforecast=self._unforecast,
             cpu_forecast=self._cpu / max(1, len(self.times)),

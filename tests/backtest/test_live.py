@@ -33,8 +33,8 @@ def load(url: str, panel: Panel) -> None:
 
 
 def faulty(end: datetime, hours: int) -> Panel:
-    """Three days and some hours of five series, with faults in these hours."""
-    grid = Grid.covering(end - timedelta(days=3, hours=hours), end, STEP)
+    """Six days and some hours of five series, with faults in these hours."""
+    grid = Grid.covering(end - timedelta(days=6, hours=hours), end, STEP)
     y = 100 + 30 * np.sin(grid.epoch_ms() / 86_400_000 * 2 * np.pi)
     y = y + np.random.default_rng(0).normal(0, 5, (5, grid.n))
     now = grid.n - 12 * hours
@@ -61,7 +61,7 @@ def test_scores_of_two_days_are_those_that_real_passes_wrote_pass_by_pass(
             "name": "load",
             "promql": "sum by (host) (load)",
             "step": "5m",
-            "forecast": {"model": "profile", "lookback": "3d"},
+            "forecast": {"model": "profile", "lookback": "6d"},
             "detect": {"every": "5m"},
         }
     )

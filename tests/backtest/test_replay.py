@@ -18,14 +18,16 @@ from anomaly_times.testing import MemoryStore
 
 STEP, HOUR, DAY = timedelta(minutes=5), timedelta(hours=1), timedelta(days=1)
 BEGIN = datetime(2026, 3, 15, tzinfo=UTC)
+DAYS = 6
+"""Long enough for bands that are tuned twice a day."""
 
 
 def mission(**fields: object) -> Mission:
-    fields = {"step": "5m", "forecast": {"model": "profile", "lookback": "3d"}, **fields}
+    fields = {"step": "5m", "forecast": {"model": "profile", "lookback": "6d"}, **fields}
     return Mission.model_validate({"name": "load", "promql": "load", "detect": {"every": "5m"}, **fields})
 
 
-def rhythm(n: int, hours: int, *, days: int = 3, step: timedelta = STEP, seed: int = 0) -> Panel:
+def rhythm(n: int, hours: int, *, days: int = DAYS, step: timedelta = STEP, seed: int = 0) -> Panel:
     """`n` series of noise around a daily rhythm, some days before `BEGIN` and so many hours after."""
     grid = Grid.covering(BEGIN - days * DAY + step, BEGIN + hours * HOUR, step)
     y = 100 + 30 * np.sin(grid.epoch_ms() / 86_400_000 * 2 * np.pi)
@@ -35,7 +37,7 @@ def rhythm(n: int, hours: int, *, days: int = 3, step: timedelta = STEP, seed: i
 
 def lively(hours: int) -> Panel:
     """Faults, gaps, a series that begins late, one that vanishes and one that comes back."""
-    found, now = rhythm(6, hours), 3 * 288 - 1
+    found, now = rhythm(6, hours), DAYS * 288 - 1
     found.y[0, now + 20 : now + 40] += 60
     found.y[1, now + 30 : now + 32] = np.nan
     found.y[2, now + 40 : now + 70] = found.y[2, now + 40]
@@ -157,7 +159,7 @@ def test_points_without_a_forecast_are_counted() -> None:
 
 def test_what_cannot_be_forecast_at_first_is_told_and_the_rest_goes_on() -> None:
     panel = rhythm(1, 12)
-    panel.y[0, : 3 * 288 + 48] = np.nan
+    panel.y[0, : DAYS * 288 + 48] = np.nan
     found = replayed(mission(), panel, Grid.covering(BEGIN + STEP, BEGIN + 12 * HOUR, STEP))
     assert sum(found.failed.values()) == 5
     assert found.forecasts == 7
@@ -166,10 +168,21 @@ def test_what_cannot_be_forecast_at_first_is_told_and_the_rest_goes_on() -> None
     assert np.isnan(found.scores.score[0, :60]).all()
 
 
+def test_warnings_that_differ_in_numbers_are_told_once() -> None:
+    panel = rhythm(3, 6)
+    # One after the other is two days old.
+    for i in range(3):
+        panel.y[i, : panel.grid.index(BEGIN - 2 * DAY + (2 * i + 1) * HOUR)] = np.nan
+    found = replayed(mission(), panel, Grid.covering(BEGIN + STEP, BEGIN + 6 * HOUR, STEP))
+    assert [text for text in found.warnings if "too short a past" in text] == [
+        "1 of 3 series have too short a past for limits of sustained, roughness, drift: points are judged"
+    ]
+
+
 def test_days_without_any_value_are_passed_over() -> None:
     made = mission(forecast={"model": "seasonal_naive", "lookback": "2d"})
     panel = rhythm(2, 100)
-    hole = slice(3 * 288 + 300, 3 * 288 + 900)
+    hole = slice(DAYS * 288 + 300, DAYS * 288 + 900)
     panel.y[:, hole] = np.nan
     grid = Grid.covering(BEGIN + STEP, BEGIN + 100 * HOUR, STEP)
     found = replayed(made, panel, grid)
