@@ -27,6 +27,7 @@ from anomaly_times.cli.forecast import forecast
 from anomaly_times.cli.mission import mission_app
 from anomaly_times.cli.models import models_app
 from anomaly_times.cli.options import GroupedHelp
+from anomaly_times.cli.rules import rules
 from anomaly_times.cli.run import run
 from anomaly_times.cli.status import status
 from anomaly_times.cli.up import up
@@ -156,7 +157,7 @@ def _root(
     pass
 
 
-for _command in (forecast, detect, explain, backtest, dashboards, run, status, up, deploy, doctor, demo):
+for _command in (forecast, detect, explain, backtest, dashboards, rules, run, status, up, deploy, doctor, demo):
     app.command(cls=GroupedHelp)(_command)
 app.add_typer(mission_app)
 app.add_typer(models_app)

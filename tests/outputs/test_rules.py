@@ -1,0 +1,211 @@
+"""What alert rules say of missions, asked of Prometheus' own tester and of vmalert with an Alertmanager."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import promql_parser
+import pytest
+import yaml
+
+from anomaly_times.backtest.alerts import Alert, find_alerts
+from anomaly_times.conventions import SELF_METRICS
+from anomaly_times.mission import Mission
+from anomaly_times.outputs.rules import Group, Severities, render_rules, rule_groups
+from anomaly_times.panel import Grid, Labels, Scores
+from tests.servers import need
+
+MINUTE = timedelta(minutes=1)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+Series = tuple[str, str]
+
+
+def mission(name: str = "m", alert: Mapping[str, object] | None = None, **fields: Any) -> Mission:
+    return Mission.model_validate({"name": name, "promql": "up", "alert": alert or {}, **fields})
+
+
+def points(*values: float | None, every: int = 1, begin: int = 0) -> str:
+    """Values for promtool, one in so many minutes from `begin` on; `None` is a gap."""
+    out = ["_"] * begin
+    for value in values:
+        out += ["_" if value is None else f"{value:g}", *["_"] * (every - 1)]
+    return " ".join(out)
+
+
+def ask(
+    folder: Path, groups: Sequence[Group], series: Mapping[str, str], *, minutes: int, interval: str = "1m"
+) -> dict[int, list[dict[str, str]]]:
+    """The labels of the alerts that fire, at each minute where there are some, of the rules as they are written."""
+    rules = folder / "rules.yaml"
+    rules.write_text(render_rules(groups, command="at rules"))
+    expr = 'ALERTS{alertstate="firing"}'
+    test = {
+        "rule_files": [str(rules)],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": interval,
+                "input_series": [{"series": name, "values": values} for name, values in series.items()],
+                "promql_expr_test": [{"expr": expr, "eval_time": f"{at}m"} for at in range(minutes + 1)],
+            }
+        ],
+    }
+    file = folder / "test.json"
+    file.write_text(json.dumps(test))
+    run = subprocess.run([need("promtool"), "test", "rules", str(file)], capture_output=True, text=True, timeout=250)
+    fired: dict[int, list[dict[str, str]]] = {}
+    for time, got in re.findall(r"time: (\S+),\s+exp: nil\s+got: (.*)", run.stdout + run.stderr):
+        labels = [dict(re.findall(r'(\w+)="((?:\\.|[^"])*)"', each)) for each in re.findall(r"\{.*?\} 1E\+00", got)]
+        fired[_minutes(time)] = labels
+    assert fired or "SUCCESS" in run.stdout, run.stdout + run.stderr
+    return fired
+
+
+def _minutes(time: str) -> int:
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:0s)?", time)
+    assert found is not None
+    days, hours, minutes = (int(part or 0) for part in found.groups())
+    return (days * 24 + hours) * 60 + minutes
+
+
+def stretches(minutes: Sequence[int]) -> list[tuple[int, int]]:
+    """The first and the last minute of each stretch of minutes without a gap."""
+    found: list[tuple[int, int]] = []
+    for at in sorted(minutes):
+        if found and at == found[-1][1] + 1:
+            found[-1] = (found[-1][0], at)
+        else:
+            found.append((at, at))
+    return found
+
+
+def when(fired: Mapping[int, list[dict[str, str]]], alert: str) -> list[tuple[int, int]]:
+    """The stretches of minutes in which an alert of that name fires."""
+    return stretches([at for at, alerts in fired.items() if any(each["alertname"] == alert for each in alerts)])
+
+
+def bare(groups: Sequence[Group]) -> list[Group]:
+    """The groups without annotations, which would ask for much in a long test."""
+    return [replace(group, rules=tuple(replace(rule, annotations={}) for rule in group.rules)) for group in groups]
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+ODD = [
+    mission("plain"),
+    mission("often", {"points": "3 of 5", "above": 2.5}, step="5m", detect={"every": "5m"}),
+    mission("each", {"per_series": True, "labels": {"severity": "critical"}}, labels={"team": 'a "b" {{c}}'}),
+    mission("each-often", {"per_series": True, "points": "2 of 2"}, step="15s", offset="0s"),
+    mission("slow", step="1h", forecast={"every": "1d", "lookback": "90d", "level": 80}, detect={"cron": "0 * * * *"}),
+    mission("long", promql='a{b=~"\\\\d+%"} % 2 # "a" `b`', description='100 % "{{ x }}"\nof it'),
+]
+
+
+def test_every_expression_is_promql() -> None:
+    for group in rule_groups(ODD):
+        for rule in group.rules:
+            promql_parser.parse(rule.expr)
+
+
+def test_the_file_says_what_the_rules_are_and_the_same_in_any_order() -> None:
+    text = render_rules(rule_groups(ODD), command="at rules missions/")
+    assert text.startswith("# Written by `at rules missions/`")
+    assert text == render_rules(rule_groups(ODD[::-1]), command="at rules missions/")
+    groups = yaml.safe_load(text)["groups"]
+    assert [group["name"] for group in groups] == [*sorted(f"at:{each.name}" for each in ODD), "at"]
+    for group, written in zip(rule_groups(ODD), groups, strict=True):
+        assert [each["expr"] for each in written["rules"]] == [rule.expr for rule in group.rules]
+        assert [each["annotations"] for each in written["rules"]] == [rule.annotations for rule in group.rules]
+
+
+def test_severities_are_overridden_by_name_and_by_a_missions_labels() -> None:
+    groups = rule_groups(ODD, severities=Severities("p1", "p3"))
+    said = {(group.name, rule.alert): rule.labels["severity"] for group in groups for rule in group.rules}
+    assert said["at:plain", "Anomaly"] == said["at", "AtNothingRuns"] == "p1"
+    assert said["at:each", "Anomaly"] == "critical"
+    assert said["at:each", "AnomalyNoScores"] == said["at", "AtMissionFails"] == "p3"
+
+
+def test_rules_read_what_passes_write() -> None:
+    text = render_rules(rule_groups(ODD), command="at rules")
+    assert set(re.findall(r"\bat_[a-z_]+", text)) - {"at_pass_duration_seconds"} <= set(SELF_METRICS)
+
+
+@pytest.mark.servers
+def test_prometheus_and_vmalert_take_the_rules(tmp_path: Path) -> None:
+    file = tmp_path / "rules.yaml"
+    file.write_text(render_rules(rule_groups(ODD), command="at rules"))
+    subprocess.run([need("promtool"), "check", "rules", str(file)], check=True, capture_output=True, timeout=60)
+    file.write_text(render_rules(rule_groups(ODD), command="at rules", keep_firing=False))
+    subprocess.run([need("vmalert"), "-dryRun", f"-rule={file}"], check=True, capture_output=True, timeout=60)
+
+
+# --- a mission's alert -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.servers
+def test_rules_fire_when_a_backtest_says_so(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    missions, expected, series = [], {}, {}
+    steps = {"1m": 1, "5m": 5, "15m": 15, "1h": 60}
+    total = 24 * 60
+    for i in range(32):
+        step = list(steps)[i % 4]
+        fields = {
+            "step": step,
+            "offset": str(rng.choice(["0s", "30s", "2m"])),
+            "detect": {"every": str(rng.choice(["1m", step, f"{2 * steps[step]}m"]))},
+        }
+        keep = {"keep_firing_for": str(rng.choice(["0s", "10m", "1h"])), "per_series": bool(rng.random() < 0.4)}
+        often = i % 8 >= 4
+        rule = (
+            {"points": str(rng.choice(["1 of 1", "2 of 3", "3 of 5"]))}
+            if often
+            else {"for": str(rng.choice(["0s", "5m", "10m", "1h"]))}
+        )
+        made = mission(f"m{i}", {"above": float(rng.choice([1, 1.5])), **keep, **rule}, **fields)
+        # Odd and gone for some points at a time, in about a third of them.
+        n = total // steps[step]
+        state = np.repeat(rng.choice([0.3, 1.2, 4.0, np.nan], (3, n), p=[0.6, 0.1, 0.2, 0.1]), 3, axis=1)[:, :n]
+        labels = tuple(Labels.of({"pod": pod}) for pod in "abc")
+        scores = Scores(labels, Grid(EPOCH, made.step, n), *(np.zeros((3, n)) for _ in range(4)), state)
+        missions.append(made)
+        expected[made.name] = find_alerts(made, scores).found
+        for pod, row in zip("abc", state, strict=True):
+            values = ["_"] * (2 * total)
+            # Half a minute late, so that no score is as old as a range is long; but points are counted on the grid.
+            for k, value in enumerate(row):
+                values[2 * k * steps[step] + (not often)] = "_" if np.isnan(value) else f"{value:g}"
+            series[f'anomaly_score{{mission="{made.name}",pod="{pod}"}}'] = " ".join(values)
+    fired = ask(tmp_path, bare(rule_groups(missions, platform=False)), series, minutes=total - 1, interval="30s")
+    minutes: defaultdict[Series, list[int]] = defaultdict(list)
+    for at, alerts in fired.items():
+        for each in alerts:
+            minutes[each["mission"], each.get("pod", "")].append(at)
+    n = 0
+    for made in missions:
+        found: defaultdict[Series, list[Alert]] = defaultdict(list)
+        for alert in expected[made.name]:
+            pod = alert.worst.labels.get("pod") or "" if made.alert.per_series else ""
+            found[made.name, pod].append(alert)
+        for unit in {*found, *(unit for unit in minutes if unit[0] == made.name)}:
+            got = stretches(minutes[unit])
+            late = 0 if made.alert.points else 1
+            begins = [(alert.fired - EPOCH) // MINUTE + late for alert in found[unit]]
+            assert [first for first, _ in got] == [at for at in begins if at < total], (made.alert, unit)
+            for alert, (_, last) in zip(found[unit], got, strict=False):
+                kept = (alert.end + made.step + made.alert.keep_firing_for - EPOCH) // MINUTE - 1 + late
+                longest = kept + (made.score_stands + made.alert.least_of_newest[1] * made.step) // MINUTE
+                assert min(kept, total - 1) <= last <= longest, (made.alert, unit)
+            n += len(got)
+    assert n > 100
