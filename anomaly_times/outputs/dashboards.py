@@ -60,8 +60,10 @@ _LIMITS_HOLD = "2d"
 _REASON_COLOURS = ("red", "orange", "yellow", "purple", "blue", "dark-red", "dark-orange", "text")
 
 _RUNNING = f'(max by (mission) (last_over_time({MISSION_INFO}{{project=~"$project"}}[$window])) == 1)'
+_FAILED = f"sum by (mission) (sum_over_time({ERRORS}[$__range])) and on (mission) {_RUNNING}"
 _OURS = '{mission="${mission:text}"}'
-_SERIES = "${series:raw}"
+# Where a mission has no scores yet no series is chosen, so its name stands first.
+_SERIES = 'mission="${mission:text}",${series:raw}'
 _NOTHING = "vector(1) < 0"
 
 _BAD = steps((1, "red"))
@@ -152,11 +154,7 @@ def _overview(datasource: str) -> ui.Page:
         Column("Without a forecast", _newest(MISSING_FORECAST), colours=steps((1, "orange"))),
         Column("Scored ago", _age("detect"), unit="s", colours=_LATE),
         Column("Forecast ago", _age("forecast"), unit="s", colours=_LATE),
-        Column(
-            "Failed passes",
-            f"sum by (mission) (sum_over_time({ERRORS}[$__range])) and on (mission) {_RUNNING}",
-            colours=_BAD,
-        ),
+        Column("Failed passes", _FAILED, colours=_BAD),
     ]
     return (
         built.with_panel(
@@ -337,10 +335,10 @@ def _channels() -> ui.Panel:
     """Each kind of evidence on its way from usual, 0, to its limit, 1."""
 
     def evidence(channel: str) -> str:
-        return f'last_over_time({EVIDENCE}{{{_SERIES},channel="{channel}"}}[$__interval])'
+        return f'last_over_time({EVIDENCE}{{channel="{channel}",{_SERIES}}}[$__interval])'
 
     def limit(channel: str, metric: str = LIMIT) -> str:
-        return f'last_over_time({metric}{{{_SERIES},channel="{channel}"}}[{_LIMITS_HOLD}])'
+        return f'last_over_time({metric}{{channel="{channel}",{_SERIES}}}[{_LIMITS_HOLD}])'
 
     usual = limit("sustained", USUAL)
     panel = ui.lines(
@@ -437,7 +435,8 @@ def _platform(datasource: str) -> ui.Page:
         [ui.datasource(datasource), _project(), _window()],
     )
     runs = f'{DURATION}{{stage="total"}}'
-    missions = f"max by (mission) ({_age('detect')}) > 1800"
+    # Only a pass that succeeds says when.
+    unscored = f'{_RUNNING} unless on (mission) last_over_time({LAST_SUCCESS}{{kind="detect"}}[$window])'
     for tile in (
         ui.tiles("Missions", "That run.", f"count({_RUNNING})", colours=steps()),
         ui.tiles("Passes", "In the time range.", f"sum(count_over_time({runs}[$__range]))", colours=steps()),
@@ -445,7 +444,8 @@ def _platform(datasource: str) -> ui.Page:
                  colours=steps((60, "orange"))),
         ui.tiles("Failed passes", "In the time range, by mission and kind.",
                  f"sum(sum_over_time({ERRORS}[$__range]))", colours=_BAD),
-        ui.tiles("Not scored for half an hour", "Missions that run.", f"count({missions})", colours=_BAD),
+        ui.tiles("Not scored", "Missions that run, and have no success within the window.", f"count({unscored})",
+                 colours=_BAD),
         ui.tiles("Shortest forecast left", "Of missions that run.", f"min({_newest(FORECAST_END)}) - time()", unit="s",
                  colours=_ENDING),
     ):  # fmt: skip
@@ -515,6 +515,8 @@ def _platform(datasource: str) -> ui.Page:
                     Column("Scored ago", _age("detect"), unit="s", colours=_LATE),
                     Column("Forecast ago", _age("forecast"), unit="s", colours=_LATE),
                     Column("Forecast ends in", f"({_newest(FORECAST_END)}) - time()", unit="s", colours=_ENDING),
+                    # A mission that never succeeded has no other figure.
+                    Column("Failed passes", _FAILED, colours=_BAD),
                 ],
                 by="Scored ago",
                 links={LABEL_MISSION: _TO_MISSION},
