@@ -219,8 +219,7 @@ def _failures(width: int) -> ui.Panel:
 
 def _mission(missions: Sequence[Mission], datasource: str) -> ui.Page:
     if missions:
-        queries = {mission.name: ui.one_line(mission.promql) for mission in missions}
-        chosen = [ui.choice("mission", queries, label="Mission")]
+        chosen = [ui.choice("mission", _queries(missions), label="Mission")]
         values = "${mission:raw}"
     else:
         stored = f"label_values({MISSION_INFO}, mission)"
@@ -252,6 +251,17 @@ def _mission(missions: Sequence[Mission], datasource: str) -> ui.Page:
     for panel in (*_quality(), *_passes()):
         built = built.with_panel(panel)
     return built
+
+
+def _queries(missions: Sequence[Mission]) -> dict[str, str]:
+    """The query of each mission by its name, no two alike: Grafana finds what is chosen by its value first."""
+    queries: dict[str, str] = {}
+    for mission in missions:
+        promql = ui.one_line(mission.promql)
+        while promql in queries.values():
+            promql = f"({promql})"
+        queries[mission.name] = promql
+    return queries
 
 
 def _added_labels(missions: Sequence[Mission]) -> list[str]:

@@ -195,6 +195,12 @@ def test_grafana_finds_the_query_of_a_mission_whatever_it_holds(promql: str, ask
     assert [(option["text"], option["value"]) for option in variable["options"]] == choices
 
 
+def test_missions_of_one_query_are_told_apart() -> None:
+    page = pages(*(Mission(name=name, promql="up", step=MINUTE) for name in "abc"))["mission.json"]
+    options = {option["text"]: option["value"] for option in variables(page)["mission"]["options"]}
+    assert options == {"a": "up", "b": "(up)", "c": "((up))"}
+
+
 def test_a_colon_in_a_string_is_still_that_colon() -> None:
     before, after = (promql_parser.parse(text) for text in ('up{a="b : c"}', one_line('up{a="b : c"}')))
     assert [str(matcher) for matcher in after.matchers.matchers] == [str(each) for each in before.matchers.matchers]
