@@ -128,3 +128,28 @@ def vmagent(folder: Path, target: str, *flags: str) -> Server:
         *flags,
     ]
     return Server("vmagent", command, f"http://{address}", "/health", folder).start()
+
+
+def vmalert(folder: Path, rules: str, source: str, notifier: str) -> Server:
+    folder.mkdir(parents=True, exist_ok=True)
+    address = f"127.0.0.1:{free_port()}"
+    command = [
+        *(need("vmalert"), f"-rule={rules}", f"-datasource.url={source}", f"-notifier.url={notifier}"),
+        *("-evaluationInterval=1s", f"-httpListenAddr={address}"),
+    ]
+    return Server("vmalert", command, f"http://{address}", "/health", folder).start()
+
+
+def alertmanager(folder: Path, webhook: str) -> Server:
+    """One that sends every alert to `webhook` at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    address = f"127.0.0.1:{free_port()}"
+    (folder / "alertmanager.yml").write_text(
+        f"route: {{receiver: hook, group_by: [mission, alertname], group_wait: 0s, group_interval: 1s}}\n"
+        f"receivers: [{{name: hook, webhook_configs: [{{url: '{webhook}'}}]}}]\n"
+    )
+    command = [
+        *(need("prometheus-alertmanager"), f"--config.file={folder / 'alertmanager.yml'}"),
+        *(f"--storage.path={folder / 'data'}", f"--web.listen-address={address}", "--cluster.listen-address="),
+    ]
+    return Server("alertmanager", command, f"http://{address}", "/-/ready", folder).start()

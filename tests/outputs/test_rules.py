@@ -19,6 +19,7 @@ import yaml
 
 from anomaly_times.backtest.alerts import Alert, find_alerts
 from anomaly_times.conventions import SELF_METRICS
+from anomaly_times.evidence import REASONS
 from anomaly_times.mission import Mission
 from anomaly_times.outputs.rules import Group, Severities, render_rules, rule_groups
 from anomaly_times.panel import Grid, Labels, Scores
@@ -209,3 +210,188 @@ def test_rules_fire_when_a_backtest_says_so(tmp_path: Path) -> None:
                 assert min(kept, total - 1) <= last <= longest, (made.alert, unit)
             n += len(got)
     assert n > 100
+
+
+@pytest.mark.servers
+def test_a_page_says_which_series_why_and_by_how_much(tmp_path: Path) -> None:
+    made = mission(promql="load", description="How busy.", alert={"for": "0s"}, labels={"team": "shop"})
+    rules, file = tmp_path / "rules.yaml", tmp_path / "test.json"
+    rules.write_text(render_rules(rule_groups([made], platform=False), command="at rules"))
+    labels = 'mission="m",metric="load",pod="{}",team="shop"'
+    series = {
+        'load{pod="a"}': points(*range(100, 131)),
+        'load{pod="b"}': points(*range(200, 231)),
+        f"anomaly_score{{{labels.format('a')}}}": points(*[0.5] * 20, *[2] * 11),
+        f"anomaly_score{{{labels.format('b')}}}": points(*[0.5] * 25, *[7] * 6),
+        f"anomaly_reason{{{labels.format('a')}}}": points(*[0] * 31),
+        f"anomaly_reason{{{labels.format('b')}}}": points(*[REASONS.index("level shift")] * 31),
+        f"anomaly_pred{{{labels.format('b')}}}": points(*[50] * 31),
+        f"anomaly_lower{{{labels.format('b')}}}": points(*[40] * 31),
+        f"anomaly_upper{{{labels.format('b')}}}": points(*[60] * 31),
+    }
+    details = (
+        "level shift, score 7 in metric=load pod=b team=shop\n"
+        "230, expected 50, bounds 40 to 60\n"
+        "last usual 1970-01-01 00:24:00 +0000 UTC\n"
+        "at explain --mission m --at 1970-01-01T00:30:00Z"
+    )
+    expected = {
+        "exp_labels": {"mission": "m", "severity": "page", "team": "shop"},
+        "exp_annotations": {
+            "summary": "m: 2 series anomalous",
+            "description": "How busy.",
+            "query": "load",
+            "details": details,
+        },
+    }
+    test = {
+        "rule_files": [str(rules)],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": name, "values": values} for name, values in series.items()],
+                "alert_rule_test": [{"eval_time": "30m", "alertname": "Anomaly", "exp_alerts": [expected]}],
+            }
+        ],
+    }
+    file.write_text(json.dumps(test))
+    run = subprocess.run([need("promtool"), "test", "rules", str(file)], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize(("step", "lets_go"), [("1m", 4), ("5m", 20), ("1h", 240)])
+def test_an_hourly_score_lasts_and_a_series_that_vanished_is_let_go(tmp_path: Path, step: str, lets_go: int) -> None:
+    every = {"1m": 1, "5m": 5, "1h": 60}[step]
+    made = mission(alert={"for": "0s", "keep_firing_for": "0s"}, step=step)
+    series = {'anomaly_score{mission="m"}': points(0, 2, 2, 2, every=every)}
+    fired = ask(tmp_path, bare(rule_groups([made], platform=False)), series, minutes=3 * every + lets_go + 20)
+    assert when(fired, "Anomaly") == [(every, 3 * every + lets_go)]
+
+
+@pytest.mark.servers
+def test_a_mission_that_is_paused_is_told_of_no_more(tmp_path: Path) -> None:
+    made = mission(alert={"for": "0s", "keep_firing_for": "0s"}, step="1h")
+    series = {'anomaly_score{mission="m"}': points(2, 2, every=60), INFO: points(1, 1, 0, 1, every=30)}
+    fired = ask(tmp_path, bare(rule_groups([made], platform=False)), series, minutes=120)
+    assert when(fired, "Anomaly") == [(0, 59), (90, 120)]
+
+
+# --- nobody watches --------------------------------------------------------------------------------------------------
+
+INFO = 'at_mission_info{mission="m",project="p",source="",model="auto",step="1m",forecast_every="1h",detect_every="1m"}'
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize(("newest", "tells"), [(1, True), (0, False)], ids=["dead platform", "paused or deleted"])
+def test_silence_is_told_of_a_dead_platform_and_not_of_a_deleted_mission(
+    tmp_path: Path, newest: int, tells: bool
+) -> None:
+    ran = [1] * 60
+    series = {
+        'anomaly_score{mission="m"}': points(*[0.5] * 60),
+        INFO: points(*ran, newest),
+        'at_forecast_end_timestamp_seconds{mission="m"}': points(7200),
+    }
+    fired = ask(tmp_path, bare(rule_groups([mission()], platform=False)), series, minutes=180)
+    # The last score is of minute 59; 11m30s later there is none, and that lasts for 5 minutes.
+    assert when(fired, "AnomalyNoScores") == ([(76, 180)] if tells else [])
+    # Thirty minutes before the forecast ends at minute 120, and 5 minutes.
+    assert when(fired, "AnomalyForecastEnds") == ([(96, 180)] if tells else [])
+
+
+@pytest.mark.servers
+def test_a_mission_that_runs_as_it_should_is_not_told_of(tmp_path: Path) -> None:
+    hourly = mission(
+        name="h", step="1h", forecast={"every": "1h", "horizon": "1h", "lookback": "30d"}, detect={"every": "1h"}
+    )
+    series = {
+        'anomaly_score{mission="m"}': points(*[0.5] * 360),
+        INFO: points(*[1] * 360),
+        INFO.replace('"m"', '"h"'): points(*[1] * 6, every=60),
+        'at_forecast_end_timestamp_seconds{mission="m"}': points(*[(i + 2) * 3600 for i in range(6)], every=60),
+        # Its first detection comes with the second hour; each forecast ends when the next one is made.
+        'anomaly_score{mission="h"}': points(*[0.5] * 5, every=60, begin=60),
+        'at_forecast_end_timestamp_seconds{mission="h"}': points(*[(i + 1) * 3600 for i in range(6)], every=60),
+    }
+    assert ask(tmp_path, bare(rule_groups([mission(), hourly], platform=False)), series, minutes=359) == {}
+
+
+PACK = 'pack="at:p:detect:1m:00",kind="detect",source=""'
+SUCCESS = 'at_last_success_timestamp_seconds{mission="m",kind="detect"}'
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize(
+    ("alert", "series", "expected"),
+    [
+        ("AtNothingRuns", {SUCCESS: points(*[0] * 30)}, [(45, 180)]),
+        ("AtNothingRuns", {SUCCESS: points(*[0] * 30), INFO: points(*[1] * 30, 0)}, []),
+        ("AtMissionFails", {'at_errors{mission="m",kind="detect"}': points(*[0] * 60, *[1] * 120)}, [(75, 180)]),
+        ("AtMissionFails", {'at_errors{mission="m",kind="detect"}': points(*[0, 0, 1] * 60)}, []),
+        ("AtMissionFails", {'at_errors{mission="m",kind="forecast"}': points(0, 1, 1, 1, every=60)}, [(120, 180)]),
+        (
+            "AtForecastsMissing",
+            {
+                'at_missing_forecast{mission="m"}': points(*[3] * 181),
+                'at_scored_points{mission="m"}': points(*[7] * 181),
+            },
+            [(15, 180)],
+        ),
+        (
+            "AtForecastsMissing",
+            {
+                'at_missing_forecast{mission="m"}': points(*[1] * 181),
+                'at_scored_points{mission="m"}': points(*[9] * 181),
+            },
+            [],
+        ),
+        (
+            "AtPointsDropped",
+            {f"at_points_dropped{{{PACK}}}": points(*[1] * 181), f"at_points_read{{{PACK}}}": points(*[10] * 181)},
+            [(15, 180)],
+        ),
+        (
+            "AtPointsDropped",
+            {f"at_points_dropped{{{PACK}}}": points(*[0] * 181), f"at_points_read{{{PACK}}}": points(*[10] * 181)},
+            [],
+        ),
+        ("AtPassesSlow", {f'at_pass_duration_seconds{{{PACK},stage="total"}}': points(*[55] * 181)}, [(67, 180)]),
+        ("AtPassesSlow", {f'at_pass_duration_seconds{{{PACK},stage="total"}}': points(*[40] * 181)}, []),
+        (
+            "AtForecastsOff",
+            {
+                'at_points_judged{mission="m"}': points(*[600] * 4, every=60),
+                'at_points_in_band{mission="m"}': points(*[500] * 4, every=60),
+            },
+            [(60, 180)],
+        ),
+        (
+            "AtForecastsOff",
+            {
+                'at_points_judged{mission="m"}': points(*[600] * 4, every=60),
+                'at_points_in_band{mission="m"}': points(*[590] * 4, every=60),
+            },
+            [],
+        ),
+        (
+            "AtForecastsOff",
+            {
+                'at_points_judged{mission="m"}': points(*[60] * 4, every=60),
+                'at_points_in_band{mission="m"}': points(*[10] * 4, every=60),
+            },
+            [],
+        ),
+    ],
+)
+def test_the_platform_is_told_of(
+    tmp_path: Path, alert: str, series: dict[str, str], expected: list[tuple[int, int]]
+) -> None:
+    groups = [group for group in bare(rule_groups([mission()])) if group.name == "at"]
+    assert when(ask(tmp_path, groups, series, minutes=180), alert) == expected
+
+
+def test_a_narrow_interval_is_not_held_against_a_mission() -> None:
+    [off] = [rule for rule in rule_groups(ODD)[-1].rules if rule.alert == "AtForecastsOff"]
+    assert off.expr.count('{mission!~"slow"}[1d]') == 2
