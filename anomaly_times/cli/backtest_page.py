@@ -140,7 +140,8 @@ def _alerts(trials: Sequence[Trial], position: Mapping[Key, int]) -> Table:
 
 
 def _plain(title: str, section: Section) -> Table:
-    columns = tuple(column.lstrip("<>~") for column in section.columns)
+    names = [column.lstrip("<>~") for column in section.columns]
+    columns = tuple(name[:1].upper() + name[1:] for name in names)
     return Table(title, columns, tuple(Row(tuple(_text(cell) for cell in row)) for row in section.rows))
 
 

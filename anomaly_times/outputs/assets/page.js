@@ -30,14 +30,36 @@
   });
 
   let plots = [];
+  let waiting = new Set(); // charts that are not drawn yet
+  let stale = new Set(); // plots that have not followed the zoom yet
+  let zoom = null;
   let following = false;
+  let filling = 0;
+
+  const section = i => document.getElementById("chart-" + i);
+  function inSight(element) {
+    const { top, bottom } = element.getBoundingClientRect();
+    return bottom > -innerHeight && top < 2 * innerHeight;
+  }
+
   // One zoom for the whole page, unless charts cover different times.
+  function zoomTo(range, source) {
+    zoom = range;
+    stale = new Set(plots);
+    stale.delete(source);
+    quietly(() => {
+      for (const u of plots) if (inSight(u.root) && stale.delete(u)) u.setScale("x", zoom);
+    });
+    fillLater();
+  }
   function follow(source) {
-    if (following) return;
+    if (!following) zoomTo({ min: source.scales.x.min, max: source.scales.x.max }, source);
+  }
+  // No plot follows those that are changed here: uPlot commits scales in a microtask, asked for before the one below.
+  function quietly(change) {
     following = true;
-    const { min, max } = source.scales.x;
-    for (const u of plots) if (u !== source) u.setScale("x", { min, max });
-    following = false;
+    change();
+    queueMicrotask(() => { following = false; });
   }
 
   function shade(c) {
@@ -184,7 +206,7 @@
       series: [{}, { stroke: "transparent", fill: colour("score"), width: 0, points: { show: false } }],
       scales: { y: { range: [0, top] } },
       axes: [axis({ size: 0, values: () => [] }),
-        axis({ size: 62, splits: () => top > 2 ? [0, 1, Math.floor(top)] : [0, 1],
+        axis({ size: 62, splits: () => top > 2 ? [1, Math.floor(top)] : [0, 1], // three would overlap
           values: (u, splits) => splits.map(s => s === 1 ? "score 1" : s === STRIP_TOP ? s + "+" : String(s)) })],
       legend: { show: false },
       hooks: { drawClear: [shade(c)], draw: c.of ? [stems, names(c, at)] : [stems], setScale: [(u, key) => { if (key === "x") follow(u); }] },
@@ -192,21 +214,46 @@
     return new uPlot(options, [at, shown], target);
   }
 
+  function drawChart(i) {
+    if (!waiting.delete(i)) return;
+    quietly(() => {
+      const c = charts[i], target = section(i).querySelector(".plot"), at = times(c);
+      const made = [mainPlot(c, at, target, target.clientWidth)];
+      if (c.score) made.push(strip(c, at, section(i).querySelector(".strip"), target.clientWidth));
+      plots.push(...made);
+      if (zoom) for (const u of made) u.setScale("x", zoom);
+    });
+  }
+
+  // What is in sight is drawn at once, the rest bit by bit, so that a large page can be used meanwhile.
   function draw() {
     for (const u of plots) u.destroy();
     plots = [];
-    following = true; // first scales are the charts' own
-    charts.forEach((c, i) => {
-      const section = document.getElementById("chart-" + i), target = section.querySelector(".plot");
-      const width = target.clientWidth, at = times(c);
-      plots.push(mainPlot(c, at, target, width));
-      if (c.score) plots.push(strip(c, at, section.querySelector(".strip"), width));
+    stale.clear();
+    waiting = new Set(charts.keys());
+    for (const i of charts.keys()) if (inSight(section(i))) drawChart(i);
+    fillLater();
+  }
+  function fill() {
+    const until = performance.now() + 30;
+    while (performance.now() < until && waiting.size) drawChart(waiting.values().next().value);
+    quietly(() => {
+      for (const u of stale) {
+        if (performance.now() > until) break;
+        stale.delete(u);
+        u.setScale("x", zoom);
+      }
     });
-    // uPlot commits its first scales in a microtask.
-    setTimeout(() => { following = false; }, 0);
+    fillLater();
+  }
+  function fillLater() {
+    clearTimeout(filling);
+    if (waiting.size || stale.size) filling = setTimeout(fill, 10);
     document.documentElement.dataset.drawn = String(plots.length);
+    document.documentElement.dataset.left = String(waiting.size + stale.size);
   }
 
+  charts.forEach((c, i) => { if (c.score) section(i).querySelector(".strip").style.minHeight = (c.of ? 72 : 62) + "px"; });
   draw();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   let pending = 0;
@@ -219,7 +266,8 @@
   document.addEventListener("click", event => {
     const link = event.target.closest("a[data-chart]");
     if (!link || !plots.length) return;
+    drawChart(+link.dataset.chart);
     const from = +link.dataset.from, to = +link.dataset.to, margin = Math.max((to - from) * 2, 6 * 3600);
-    for (const u of plots) u.setScale("x", { min: from - margin, max: to + margin });
+    zoomTo({ min: from - margin, max: to + margin });
   });
 })();
