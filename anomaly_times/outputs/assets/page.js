@@ -94,7 +94,8 @@
   const common = (c, width) => ({
     width,
     tzDate: seconds => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
-    cursor: { sync: { key: "anomaly-times" }, drag: { x: true, y: false }, points: { size: 6 } },
+    // Only what is in sight moves with the mouse: hundreds of charts would lag behind it.
+    cursor: { sync: { key: "anomaly-times", filters: { pub: () => true, sub: () => c.near !== false } }, drag: { x: true, y: false }, points: { size: 6 } },
     padding: [8, 22, 0, 0],
   });
 
@@ -253,6 +254,9 @@
     document.documentElement.dataset.left = String(waiting.size + stale.size);
   }
 
+  const observer = new IntersectionObserver(
+    entries => { for (const e of entries) charts[+e.target.id.slice(6)].near = e.isIntersecting; }, { rootMargin: "50%" });
+  charts.forEach((_, i) => observer.observe(section(i)));
   charts.forEach((c, i) => { if (c.score) section(i).querySelector(".strip").style.minHeight = (c.of ? 72 : 62) + "px"; });
   draw();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
