@@ -456,7 +456,8 @@ def _without_rhythm(history: Floats, step: timedelta) -> Floats:
 def _less_usual_day(history: Floats, step: timedelta) -> Floats:
     """The last whole days of the history less the median day; all of it, as it is, where there are few."""
     a_day = round(_DAY / step)
-    n_days = history.shape[1] // max(1, a_day)
+    # A step of several days has no rhythm of the day.
+    n_days = history.shape[1] // a_day if a_day else 0
     if n_days < _FEWEST_DAYS:
         return history
     days = history[:, history.shape[1] - n_days * a_day :].reshape(len(history), n_days, a_day)
@@ -469,10 +470,10 @@ def _less_usual_day(history: Floats, step: timedelta) -> Floats:
 def _plain_errors(history: Floats, step: timedelta) -> Floats:
     """What a plain forecaster is wrong by: the median day at the level of an hour ago; float64[S, T].
 
-    In units of what eight in ten are under. No points where there are few days.
+    In units of what eight in ten are under. No points where there are few days, or steps of several.
     """
     a_day, an_hour = round(_DAY / step), max(1, round(_HOUR / step))
-    if history.shape[1] < _FEWEST_DAYS * max(1, a_day):
+    if not a_day or history.shape[1] < _FEWEST_DAYS * a_day:
         return history[:, :0]
     rest = _less_usual_day(history, step)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -164,7 +164,7 @@ def test_moves_beyond_the_ninth_digit_are_none() -> None:
     assert (limits.limit[FLAT] > 100).all()
 
 
-@pytest.mark.parametrize(("step", "n"), [(6 * HOUR, 400), (24 * HOUR, 365)])
+@pytest.mark.parametrize(("step", "n"), [(6 * HOUR, 400), (24 * HOUR, 365), (168 * HOUR, 300)])
 def test_where_steps_are_longer_than_hours_they_are_what_a_budget_counts(step: timedelta, n: int) -> None:
     y = noise(40, n, seed=28)
     past = y[:, -64 * 4 :].reshape(40, 64, 4) / NINE_TENTHS

@@ -38,8 +38,9 @@ __all__ = ["SHORTEST", "Standing", "Suggestion", "Traces", "budgets_of", "sugges
 
 SHORTEST = timedelta(days=3)
 """Of windows: two days to choose on, and one to look at what was chosen."""
+_FEWEST_POINTS = 3
 _CHOSEN_ON = 2 / 3
-_ROOM, _NOT_ONE = 0.8, 0.95
+_ROOM = 0.8
 _MOST_FIELDS, _AT_LAST = 2, 3
 """How many fields are changed at once, and how many where nothing else keeps to the budget."""
 
@@ -336,7 +337,7 @@ def budgets_of(prepared: Prepared, max_alerts_per_week: float | None = None) -> 
     """By mission, how many alerts a week are allowed: so many, or what its `backtest:` says.
 
     Raises:
-        UsageError: a mission has no budget, or the window is shorter than `SHORTEST`.
+        UsageError: a mission has no budget, or the window is shorter than `SHORTEST`, or than three steps.
     """
     budgets = {}
     for mission, grid in ((job.mission, job.grid) for variant, job in prepared.jobs if variant is AS_IT_IS):
@@ -346,9 +347,10 @@ def budgets_of(prepared: Prepared, max_alerts_per_week: float | None = None) -> 
                 f"--suggest needs a budget, and mission {mission.name} has none",
                 hint="give --max-alerts-per-week 1, or write `backtest: {max_alerts_per_week: 1}` into the mission",
             )
-        if grid.n * grid.step < SHORTEST:
+        shortest = max(SHORTEST, _FEWEST_POINTS * grid.step)
+        if grid.n * grid.step < shortest:
             raise UsageError(
-                f"--suggest needs a window of {format_duration(SHORTEST)} at least, and this one is "
+                f"--suggest needs a window of {format_duration(shortest)} at least, and this one is "
                 f"{format_duration(grid.n * grid.step)}",
                 hint="it chooses on the first two thirds, and tells what came of it in the rest",
             )
@@ -503,11 +505,11 @@ class _Search:
 
     def _notes(self, after: tuple[Standing, Standing]) -> Iterator[str]:
         chosen, held_out = after
-        weeks = (chosen.end - chosen.start) / timedelta(weeks=1)
+        weeks = self.border * self.job.grid.step / timedelta(weeks=1)
         if not chosen.found | chosen.missed:
             yield "no labelled incident lies where the setting was chosen: only how many alerts there are decided"
-        if self.most * weeks < _NOT_ONE:
-            yield f"it was chosen on {weeks:.1f} weeks, in which {self.most:g} a week allows no alert at all"
+        if self.most * weeks < 1:
+            yield f"it was chosen on {weeks:.2g} weeks, in which {self.most:g} a week allows no alert at all"
         if held_out.per_week > self.most:
             yield f"in the rest of the window there are {held_out.per_week:.2f} alerts a week, which is over the budget"
         lost = self.before[1].found - held_out.found

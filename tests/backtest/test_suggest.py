@@ -193,6 +193,29 @@ def test_what_nothing_can_be_suggested_from_is_refused(most: float | None, days:
         suggested(mission(), store(), most=most, days=days)
 
 
+def test_where_steps_are_weeks_a_window_is_three_of_them_and_two_are_chosen_on() -> None:
+    week = timedelta(weeks=1)
+    grid = Grid.ending(END, week, 60)
+    y = 100 + np.random.default_rng(0).normal(0, 1, (1, grid.n))
+    source = MemoryStore({"load": Panel((Labels.of({"__name__": "load"}),), grid, y)})
+    model = {"model": "seasonal_naive", "lookback": "200d", "every": "1w", "horizon": "1w"}
+    weekly = mission(step="1w", forecast=model, detect={"every": "1w"}, write="at_detection")
+    for weeks in (1, 2):
+        with pytest.raises(UsageError, match=f"needs a window of 21d at least, and this one is {7 * weeks}d"):
+            suggested(weekly, source, days=7 * weeks)
+    found = suggested(weekly, source, days=21, most=0.1)
+    assert [round((part.end - part.start) / week) for part in found.before] == [1, 0]
+    assert any(note.startswith("it was chosen on 2 weeks") for note in found.notes), found.notes
+
+
+def test_a_budget_of_less_than_one_alert_on_what_is_chosen_on_is_said_to_be() -> None:
+    # Two thirds of ten days are 6.7, so one alert is 1.05 a week.
+    found = suggested(mission(), store(rises=(6.5,)), incident("rise", END - 6.5 * DAY), most=1, days=10)
+    assert not found.met
+    assert found.after[0].alerts == 1
+    assert "it was chosen on 0.95 weeks, in which 1 a week allows no alert at all" in found.notes
+
+
 def test_a_setting_that_does_worse_on_the_rest_is_said_to() -> None:
     # All dips lie in the last third, where the setting is not chosen.
     quiet = store(rises=(9.5, 8.5), dips=(3.8, 3.2, 2.6, 2.1, 1.6, 1.1, 0.6))
