@@ -8,15 +8,16 @@ refused, and a test holds their slots against each other.
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from itertools import pairwise
+from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
 from anomaly_times.durations import EPOCH
 
-__all__ = ["longest_pause", "normal_cron"]
+__all__ = ["longest_pause", "normal_cron", "pause_before"]
 
 _MOST = 200
 _NUMBERS = {
@@ -99,3 +100,12 @@ def longest_pause(cron: str) -> timedelta:
     days.append(days[0] + timedelta(days=len(_CYCLE)))
     over_days = max(later - earlier for earlier, later in pairwise(days)) + times[0] - times[-1]
     return max([over_days, *(later - earlier for earlier, later in pairwise(times))])
+
+
+def pause_before(cron: str, at: datetime, *, timezone: str) -> timedelta:
+    """The time between the last two slots of a line from `normal_cron` up to `at`; the line is in `timezone`."""
+    # Backwards it gives what lies before a time.
+    begin = at + timedelta(microseconds=1)
+    slots = CronSim(cron, begin.astimezone(ZoneInfo(timezone)), reverse=True)
+    last, other = (next(slots).astimezone(EPOCH.tzinfo) for _ in range(2))
+    return last - other

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from anomaly_times import scoring
 from anomaly_times.bounds import Tunings, bounded
 from anomaly_times.conventions import source_labels
+from anomaly_times.cron import pause_before
 from anomaly_times.durations import EPOCH, format_duration, milliseconds
 from anomaly_times.errors import AnomalyTimesError, MissionError, NoSeriesError, StoreError
 from anomaly_times.evidence import CHANNELS, DRIFT, KEPT, ROUGHNESS, SUSTAINED, Memory, remembered
@@ -124,7 +125,7 @@ def forecast_pass(
         now: with a time zone; the cutoff is the last grid time not after now − offset.
         mapper: runs the missions.
         keep_history: put what was read into the results, for charts.
-        judged: read the stored forecasts of the last `forecast.every` too, and say how good they were.
+        judged: read the stored forecasts of the time since the slot before too, and say how good they were.
         since: by mission name; stored forecasts with an older cutoff were made for another query, and are not judged.
         tunings: those of earlier passes, which need not be made again; not for several threads.
         on_done: told each result as it comes.
@@ -184,7 +185,7 @@ def _forecast(
     cpu, quality = time.thread_time() - began, None
     if judged:
         try:
-            quality = _quality(mission, history, store, since=since)
+            quality = _quality(mission, history, store, now=now, since=since)
         except StoreError as exc:
             warnings += (f"how good the last forecast was is not known: {exc.message}",)
     return ForecastResult(
@@ -199,12 +200,19 @@ def _forecast(
     )
 
 
-def _quality(mission: Mission, history: Panel, store: Store, *, since: datetime | None) -> Quality | None:
-    """How good the stored forecasts of the last `forecast.every` of the history were; `None` where there are none.
+def _quality(
+    mission: Mission, history: Panel, store: Store, *, now: datetime, since: datetime | None
+) -> Quality | None:
+    """How good the stored forecasts since the slot before were; `None` where there are none.
 
     Held against what was measured, and not where the mission excludes it.
     """
-    n = min(history.grid.n, max(1, mission.forecast.period // mission.step))
+    cron, pause = mission.forecast.cron, mission.forecast.every
+    if cron:
+        pause = pause_before(cron, now, timezone=mission.timezone)
+    # So that the passes of all slots judge each point once, also where steps do not divide the time between them.
+    n = (mission.last_time(now) - mission.last_time(now - pause)) // mission.step
+    n = min(history.grid.n, max(1, n))
     grid = history.grid[history.grid.n - n :]
     # Limits would be a query more, and do not matter here.
     of_points = mission.model_copy(update={"detect": mission.detect.model_copy(update={"evidence": "point"})})

@@ -10,7 +10,7 @@ from cronsim import CronSim
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from anomaly_times.cron import longest_pause, normal_cron
+from anomaly_times.cron import longest_pause, normal_cron, pause_before
 from anomaly_times.durations import EPOCH
 
 DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
@@ -124,3 +124,18 @@ def test_what_schedulers_read_otherwise_is_refused(cron: str, words: str) -> Non
 )
 def test_the_longest_pause_is_found_however_rarely_it_comes(cron: str, pause: timedelta) -> None:
     assert longest_pause(cron) == pause
+
+
+@pytest.mark.parametrize(
+    ("at", "hours"),
+    [
+        # A Tuesday, and a Monday after the clocks went forward.
+        ("2026-03-31T06:00:00+00:00", 24),
+        ("2026-03-30T06:00:20+00:00", 71),
+        ("2026-03-30T05:59:59+00:00", 24),
+        ("2026-03-29T12:00:00+00:00", 24),
+    ],
+)
+def test_the_time_between_the_last_two_slots_is_by_the_clocks_of_the_time_zone(at: str, hours: int) -> None:
+    found = pause_before("0 8 * * mon-fri", datetime.fromisoformat(at), timezone="Europe/Berlin")
+    assert found == timedelta(hours=hours)

@@ -142,6 +142,27 @@ def test_forecasts_are_judged_by_what_was_measured_where_it_is_not_excluded() ->
     assert judged(exclude=[{key: at - timedelta(days=1) for key, at in half.items()}])[0] == 18
 
 
+@pytest.mark.parametrize(
+    ("cadence", "step"), [({"cron": "0 7,11 * * *"}, "5m"), ({"every": "1h"}, "7m"), ({"every": "1h"}, "5m")]
+)
+def test_passes_of_all_slots_judge_each_point_once(cadence: dict[str, str], step: str) -> None:
+    forecast = {"lookback": "7d", "horizon": "24h", "model": "seasonal_naive", "level": 99, **cadence}
+    watched = mission(step=step, forecast=forecast)
+    grid = Grid.ending(NOW + 48 * HOUR, watched.step, 12 * timedelta(days=1) // watched.step)
+    y = 100 + np.random.default_rng(0).normal(0, 1, (1, grid.n))
+    store = MemoryStore({"load": Panel((Labels.of({"__name__": "load"}),), grid, y)})
+    begin = NOW.replace(hour=11)
+    slots = [begin + hours * HOUR for hours in (0, 20, 24, 44)]
+    if "every" in cadence:
+        slots = [begin + hour * HOUR for hour in range(8)]
+    judged = 0
+    for now in slots:
+        (result,), _ = run_pass("forecast", [watched], {"": store}, now=now, about=ABOUT)
+        assert isinstance(result, ForecastResult)
+        judged += result.quality.points if result.quality else 0
+    assert judged == (watched.last_time(slots[-1]) - watched.last_time(slots[0])) // watched.step
+
+
 def test_forecasts_of_another_query_are_not_judged() -> None:
     store = MemoryStore({"load": series(end=NOW + HOUR)})
     run_pass("forecast", [mission()], {"": store}, now=NOW, about=ABOUT)
