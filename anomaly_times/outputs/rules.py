@@ -149,8 +149,8 @@ def _anomaly(mission: Mission, severities: Severities) -> Rule:
     alert, by = mission.alert, LABEL_MISSION
     over = f"{_evidence(mission)} {_limit(mission)}"
     paused = f"max by ({by}) (last_over_time({_of(MISSION_INFO, mission)}[{_known(mission)}])) == 0"
-    expr = over if alert.per_series else f"count by ({by}) (\n  {_indented(over)}\n)"
     labels = _labels(mission, severities.page) | alert.labels
+    expr = _exported(over, mission, labels) if alert.per_series else f"count by ({by}) (\n  {_indented(over)}\n)"
     return Rule(
         ANOMALY,
         f"{expr}\nunless on ({by}) ({paused})",
@@ -180,6 +180,22 @@ def _evidence(mission: Mission) -> str:
         f"  and {at}\n"
         f")[{before(mission.score_stands)}:{step}])"
     )
+
+
+def _exported(expr: str, mission: Mission, rule_labels: Mapping[str, str]) -> str:
+    """The same series, and what labels of the alert replace kept as `exported_…`.
+
+    Else alerts of series that differ in nothing else are one, and Prometheus gives up the whole rule.
+    """
+    for name in _replaced(mission, rule_labels):
+        expr = f'label_replace(\n  {_indented(expr)},\n  "exported_{name}", "$1", "{name}", "(.+)"\n)'
+    return expr
+
+
+def _replaced(mission: Mission, rule_labels: Mapping[str, str]) -> list[str]:
+    """The labels of an alert that may be others than those of its series."""
+    same = {LABEL_MISSION, *(name for name, value in mission.labels.items() if rule_labels[name] == _literal(value))}
+    return sorted(rule_labels.keys() - same)
 
 
 def _limit(mission: Mission) -> str:
@@ -244,8 +260,8 @@ def _labels(mission: Mission, severity: str) -> dict[str, str]:
 
 _SHORT = '{{ printf "%.4g" .Value }}'
 _COLLECT = (
-    '{{ if not (match "^(<hidden>)$" $name) }}{{ $worst = printf "%s%s=%q," $worst $name $value }}'
-    '{{ if ne $name "mission" }}{{ $shown = printf "%s %s=%s" $shown $name $value }}{{ end }}{{ end }}'
+    '{{ $worst = printf "%s%s=%q," $worst $name $value }}'
+    '{{ if ne $name "mission" }}{{ $shown = printf "%s %s=%s" $shown $name $value }}{{ end }}'
 )
 _ISO = '{{ humanizeTimestamp $at | reReplaceAll "^(\\\\S+) (\\\\S+) .*" "${1}T${2}Z" }}'
 
@@ -280,7 +296,7 @@ def _details(mission: Mission, rule_labels: Mapping[str, str]) -> str:
     asked = mission.promql.replace("%", "%%")
     added = ", ".join(sorted({LABEL_MISSION, LABEL_METRIC, *mission.labels}))
     value = f"last_over_time(({asked}\n)[{window}:{step}]{then}) and ignoring ({added}) {of_worst(SCORE, stands)}"
-    of_what = "".join(f"{{{{ {'else ' * (i > 0)}if eq .Value {i}.0 }}}}{what}" for i, what in enumerate(REASONS))
+    of_what = f'{{{{ index (args {" ".join(map(_go, REASONS))}) (printf "arg%.0f" .Value) }}}}, '
     unknown = f'{{{{ $at := 0.0 }}}}{{{{ $usual := "longer than {back} ago" }}}}'
     line_break = '{{- "\\n" }}'
     lines = [
@@ -288,11 +304,12 @@ def _details(mission: Mission, rule_labels: Mapping[str, str]) -> str:
         _collected(mission, rule_labels),
         _each(newest, "{{ $at = .Value }}"),
         _each(usual, "{{ $usual = humanizeTimestamp .Value }}"),
-        _each(of_worst(REASON, stands), of_what + "{{ end }}, "),
+        _each(of_worst(REASON, stands), of_what),
         _each(of_worst(SCORE, stands), f"score {_SHORT}"),
         "{{- if $shown }} in{{ $shown }}{{ end }}",
-        "{{- if $at }}" + line_break,
-        _each(value, _SHORT),
+        '{{- if $at }}{{ $value := "no value" }}',
+        _each(value, '{{ $value = printf "%.4g" .Value }}'),
+        line_break + "{{ $value }}",
         _each(of_worst(PRED, window, then), f", expected {_SHORT}"),
         _each(of_worst(LOWER, window, then), f", bounds {_SHORT}"),
         _each(of_worst(UPPER, window, then), f" to {_SHORT}"),
@@ -314,15 +331,16 @@ def _counted(mission: Mission) -> str:
 
 def _collected(mission: Mission, rule_labels: Mapping[str, str]) -> str:
     """A part that leaves the matchers of the worst series in `$worst`, and its labels for people in `$shown`."""
+    if not mission.alert.per_series:
+        query = f"topk(1, last_over_time({_of(SCORE, mission)}[{format_duration(mission.score_stands)}]))"
+        each = '{{ range $name, $value := .Labels }}{{ if ne $name "__name__" }}' + _COLLECT + "{{ end }}{{ end }}"
+        return f"{{{{- range query {_go(query)} }}}}{each}{{{{ end }}}}"
+    replaced = _replaced(mission, rule_labels)
     # vmalert's `$labels` are those of the alert, and not only those of the series.
-    only_the_alerts = rule_labels.keys() - mission.labels.keys() - {LABEL_MISSION}
-    hidden = "|".join(["__name__", "alertname", "alertgroup", *sorted(only_the_alerts)])
-    collect = _COLLECT.replace("<hidden>", hidden)
-    if mission.alert.per_series:
-        return "{{- range $name, $value := $labels }}" + collect + "{{ end }}"
-    query = f"topk(1, last_over_time({_of(SCORE, mission)}[{format_duration(mission.score_stands)}]))"
-    collect = "{{ range $name, $value := .Labels }}" + collect + "{{ end }}"
-    return f"{{{{- range query {_go(query)} }}}}{collect}{{{{ end }}}}"
+    hidden = "|".join(["__name__", "alertname", "alertgroup", *replaced])
+    back = f'{{{{ $name = reReplaceAll "^exported_({"|".join(replaced)})$" "$1" $name }}}}' if replaced else ""
+    each = f'{{{{ if not (match "^({hidden})$" $name) }}}}{back}{_COLLECT}{{{{ end }}}}'
+    return f"{{{{- range $name, $value := $labels }}}}{each}{{{{ end }}}}"
 
 
 def _each(query: str, body: str) -> str:

@@ -215,8 +215,6 @@ def test_rules_fire_when_a_backtest_says_so(tmp_path: Path) -> None:
 @pytest.mark.servers
 def test_a_page_says_which_series_why_and_by_how_much(tmp_path: Path) -> None:
     made = mission(promql="load", description="How busy.", alert={"for": "0s"}, labels={"team": "shop"})
-    rules, file = tmp_path / "rules.yaml", tmp_path / "test.json"
-    rules.write_text(render_rules(rule_groups([made], platform=False), command="at rules"))
     labels = 'mission="m",metric="load",pod="{}",team="shop"'
     series = {
         'load{pod="a"}': points(*range(100, 131)),
@@ -244,6 +242,72 @@ def test_a_page_says_which_series_why_and_by_how_much(tmp_path: Path) -> None:
             "details": details,
         },
     }
+    expect(tmp_path, made, series, minute=30, told=[expected])
+
+
+def alert_of(labels: Mapping[str, str], summary: str, *details: str) -> dict[str, dict[str, str]]:
+    """An alert of the mission `m` with the query `up`, as promtool names what it expects."""
+    annotations = {"summary": summary, "query": "up", "details": "\n".join(details)}
+    return {"exp_labels": {"mission": "m", "severity": "page", **labels}, "exp_annotations": annotations}
+
+
+SEVERE = {"error": 2, "warn": 3}
+
+
+@pytest.mark.servers
+def test_series_that_differ_in_a_label_of_the_alert_alone_are_alerts_of_their_own(tmp_path: Path) -> None:
+    made = mission(alert={"for": "0s", "per_series": True})
+    series = {f'anomaly_score{{mission="m",severity="{each}"}}': points(0.5, score) for each, score in SEVERE.items()}
+    expected = [
+        alert_of(
+            {"exported_severity": each},
+            f"m: score {score}",
+            f"score {score} in severity={each}",
+            "no value",
+            "last usual 1970-01-01 00:00:00 +0000 UTC",
+            "at explain --mission m --at 1970-01-01T00:01:00Z",
+        )
+        for each, score in SEVERE.items()
+    ]
+    expect(tmp_path, made, series, minute=1, told=expected)
+
+
+@pytest.mark.servers
+def test_the_worst_series_is_told_apart_by_labels_that_the_alert_has_too(tmp_path: Path) -> None:
+    made = mission(alert={"for": "0s"})
+    series = {f'anomaly_score{{mission="m",severity="{each}"}}': points(0.5, score) for each, score in SEVERE.items()}
+    details = ("score 3 in severity=warn", "no value", "last usual 1970-01-01 00:00:00 +0000 UTC")
+    command = "at explain --mission m --at 1970-01-01T00:01:00Z"
+    expect(tmp_path, made, series, minute=1, told=[alert_of({}, "m: 2 series anomalous", *details, command)])
+
+
+@pytest.mark.servers
+def test_a_page_about_a_value_that_is_missing_says_so(tmp_path: Path) -> None:
+    odd = 'mission="m",metric="up",job="a \\"b\\" {{c}} %d"'
+    series = {
+        'up{job="a \\"b\\" {{c}} %d"}': points(1),
+        f"anomaly_score{{{odd}}}": points(0, *[2] * 9),
+        f"anomaly_reason{{{odd}}}": points(*[REASONS.index("missing")] * 10),
+        f"anomaly_pred{{{odd}}}": points(*[1] * 10),
+        f"anomaly_lower{{{odd}}}": points(*[0.5] * 10),
+        f"anomaly_upper{{{odd}}}": points(*[1.5] * 10),
+    }
+    details = (
+        'missing, score 2 in job=a "b" {{c}} %d metric=up',
+        "no value, expected 1, bounds 0.5 to 1.5",
+        "last usual 1970-01-01 00:00:00 +0000 UTC",
+        "at explain --mission m --at 1970-01-01T00:09:00Z",
+    )
+    made = mission(alert={"for": "0s"})
+    expect(tmp_path, made, series, minute=9, told=[alert_of({}, "m: 1 series anomalous", *details)])
+
+
+def expect(
+    folder: Path, made: Mission, series: Mapping[str, str], *, minute: int, told: Sequence[Mapping[str, object]]
+) -> None:
+    """Have promtool hold `Anomaly` of a mission, as it fires at a minute, to these alerts and annotations."""
+    rules, file = folder / "rules.yaml", folder / "test.json"
+    rules.write_text(render_rules(rule_groups([made], platform=False), command="at rules"))
     test = {
         "rule_files": [str(rules)],
         "evaluation_interval": "1m",
@@ -251,7 +315,7 @@ def test_a_page_says_which_series_why_and_by_how_much(tmp_path: Path) -> None:
             {
                 "interval": "1m",
                 "input_series": [{"series": name, "values": values} for name, values in series.items()],
-                "alert_rule_test": [{"eval_time": "30m", "alertname": "Anomaly", "exp_alerts": [expected]}],
+                "alert_rule_test": [{"eval_time": f"{minute}m", "alertname": "Anomaly", "exp_alerts": told}],
             }
         ],
     }
