@@ -198,16 +198,18 @@ def test_a_write_of_scores_that_breaks_off_is_finished_by_the_next_pass(
 
 
 @pytest.mark.servers
-def test_a_wide_selector_does_not_read_our_own_results(vm_server: Server, tmp_path: Path) -> None:
-    labels = (Labels.of({"instance": "wide", "job": "own-results"}),)
+# In the second the name of a metric of ours is a part of a word.
+@pytest.mark.parametrize("job", ["own-results", "chat_errors"])
+def test_a_wide_selector_does_not_read_our_own_results(vm_server: Server, tmp_path: Path, job: str) -> None:
+    labels = (Labels.of({"instance": "wide", "job": job}),)
     watched, found = mission("wide"), forecast(labels)
     with store_of(vm_server, tmp_path) as store:
         writing.send(store, [Samples(("a_metric",), labels, found.grid.epoch_ms(), found.yhat[:, None, :])])
         store.write_forecasts([(watched, found)])
         export(vm_server, "{mission='wide'}")
-        panel = store.read('{job="own-results"}', found.grid)
+        panel = store.read(f'{{job="{job}"}}', found.grid)
         assert [row.get("__name__") for row in panel.labels] == ["a_metric"]
-        assert store.read('anomaly_pred{job="own-results"}', found.grid).n_series == 1
+        assert store.read(f'anomaly_pred{{job="{job}"}}', found.grid).n_series == 1
 
 
 @pytest.mark.servers
