@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from statistics import median_low
 from types import TracebackType
 from typing import Self
 from zoneinfo import ZoneInfo
@@ -216,8 +217,9 @@ class Replayed:
 
     `scores` are those of all points of its grid, without evidence; `None` where there are none, and then `error` says
     why. `warnings` are those of forecasts, each in its newest form. `failed` counts forecasts by what prevented them,
-    `gates` and `unforecast` count points as in `DetectResult`, `cpu_forecast` is the CPU time of one forecast pass and
-    `cpu_detect` that of one detection pass, in seconds, without what reading and writing take.
+    `gates` and `unforecast` count points as in `DetectResult`, `cpu_forecast` is the CPU time of one forecast pass,
+    which tunes its bounds anew as live ones do, and `cpu_detect` that of one detection pass, in seconds, without what
+    reading and writing take.
     """
 
     job: Job
@@ -257,9 +259,9 @@ def replay(
     states = [_State(job, size, on_forecast, on_scores) for job in jobs]
     pieces = [(i, k) for i, state in enumerate(states) for k in range(len(state.pieces))]
 
-    def take(i: int, k: int, found: Sequence[ForecastResult], spent: float) -> None:
+    def take(i: int, k: int, found: Sequence[ForecastResult], cpu: float) -> None:
         on_done(len(found))
-        states[i].take(k, found, spent)
+        states[i].take(k, found, cpu)
 
     if workers == 1:
         for i, k in pieces:
@@ -295,14 +297,18 @@ def _leave_ctrl_c_to_the_parent() -> None:
 def _forecast_piece(
     mission: Mission, recording: Recording, times: Sequence[datetime], yardstick: str
 ) -> tuple[list[ForecastResult], float]:
-    """The forecasts made at `times`, and the CPU-seconds that they took."""
-    began = time.process_time()
-    if yardstick:
-        found = [YARDSTICKS[yardstick].forecast(mission, recording, now=now) for now in times]
-    else:
-        tunings, stores = Tunings(), {mission.source: recording}
-        found = [forecast_pass([mission], stores, now=now, tunings=tunings)[0] for now in times]
-    return found, time.process_time() - began
+    """The forecasts made at `times`, and the CPU-seconds of the dearest, which is tuned anew as live ones are."""
+    tunings, stores = Tunings(), {mission.source: recording}
+    found: list[ForecastResult] = []
+    dearest = 0.0
+    for now in times:
+        began = time.process_time()
+        if yardstick:
+            found.append(YARDSTICKS[yardstick].forecast(mission, recording, now=now))
+        else:
+            found += forecast_pass([mission], stores, now=now, tunings=tunings)
+        dearest = max(dearest, time.process_time() - began)
+    return found, dearest
 
 
 class _State:
@@ -334,7 +340,7 @@ class _State:
         self._gates: dict[str, int] = {}
         self._unforecast = 0
         self._made = 0
-        self._cpu = 0.0
+        self._cpu: list[float] = []
 
     def task(self, k: int) -> tuple[Mission, Recording, Sequence[datetime], str]:
         """What a process is given for the `k`-th piece: no more of the values than its forecasts read."""
@@ -343,9 +349,9 @@ class _State:
         part = self.job.recording.part(start, mission.last_time(times[-1]))
         return mission, part, times, self.job.yardstick
 
-    def take(self, k: int, found: Sequence[ForecastResult], spent: float) -> None:
-        """Score what the forecasts of the `k`-th piece serve, once all before it are there."""
-        self._cpu += spent
+    def take(self, k: int, found: Sequence[ForecastResult], cpu: float) -> None:
+        """Score what the forecasts of the `k`-th piece serve, once all before it are there; `cpu` is of one of them."""
+        self._cpu.append(cpu)
         self._waiting[k] = found
         while self._next in self._waiting:
             results = self._waiting.pop(self._next)
@@ -423,7 +429,8 @@ class _State:
             warnings=tuple(self._warnings.values()),
             gates=self._gates,
             unforecast=self._unforecast,
-            cpu_forecast=self._cpu / max(1, len(self.times)),
+            # In some pieces a process loads its libraries.
+            cpu_forecast=median_low(self._cpu) if self._cpu else 0.0,
             cpu_detect=self._cpu_of_a_pass() if scores is not None else 0.0,
         )
 

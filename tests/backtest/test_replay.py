@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anomaly_times import bounds
 from anomaly_times.backtest.replay import Job, Recording, Replayed, forecast_times, freshest, record, replay
 from anomaly_times.errors import NoSeriesError, QueryError, StoreError
 from anomaly_times.mission import Mission
+from anomaly_times.models.calibrate import calibrated
 from anomaly_times.panel import Floats, Forecast, Grid, Labels, Panel
 from anomaly_times.passes import detect_pass, forecast_pass, write_forecasts, write_scores
 from anomaly_times.testing import MemoryStore
@@ -247,3 +251,21 @@ def test_a_recording_answers_as_its_store_would_and_takes_nothing() -> None:
         recording.write_scores([])
     with pytest.raises(StoreError, match="takes no forecasts"):
         recording.write_forecasts([])
+
+
+def test_the_cost_of_a_forecast_is_that_of_a_live_one_which_tunes_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned: list[int] = []
+    spent = 0.2
+
+    def slow(*args: Any, **named: Any) -> Any:
+        tuned.append(1)
+        until = time.process_time() + spent
+        while time.process_time() < until:
+            pass
+        return calibrated(*args, **named)
+
+    monkeypatch.setattr(bounds, "calibrated", slow)
+    made = mission(forecast={"model": "profile", "lookback": "6d", "level": 99})
+    found = replayed(made, rhythm(1, 24), Grid.covering(BEGIN, BEGIN + 23 * HOUR, STEP))
+    assert len(tuned) < found.forecasts / 4
+    assert found.cpu_forecast >= spent
