@@ -49,7 +49,7 @@ _MINUTE = timedelta(minutes=1)
 _HOUR = timedelta(hours=1)
 _KNOWN = timedelta(days=2)
 """So long after the last word of it a mission is held to be there."""
-_SILENT_CADENCES, _SILENT = 5, timedelta(minutes=10)
+_SILENT_CADENCES, _SILENT, _SILENT_MORE = 5, timedelta(minutes=10), timedelta(hours=6)
 _RUN = timedelta(minutes=10)
 """That the run of a forecast may take before it counts as late."""
 _LOOK_BACK, _LOOK_BACK_STEPS = timedelta(hours=6), 50
@@ -205,7 +205,8 @@ def _limit(mission: Mission) -> str:
 
 def _no_scores(mission: Mission, severities: Severities) -> Rule:
     cadence = max(mission.step, mission.detect.period)
-    window = max(_SILENT_CADENCES * cadence, _SILENT) + mission.offset + mission.step
+    # With a cadence of a day, or a cron that rests over the weekend, five of them would be far too late.
+    window = max(min(_SILENT_CADENCES * cadence, cadence + _SILENT_MORE), _SILENT) + mission.offset + mission.step
     scored = f"last_over_time({_of(SCORE, mission)}[{format_duration(window)}])"
     expr = f"({_there(mission)})\nunless on ({LABEL_MISSION}) {scored}"
     return Rule(
@@ -373,14 +374,15 @@ def _platform(missions: Sequence[Mission], severities: Severities) -> Iterator[R
             "`at status`, `at doctor`",
         },
     )
-    spans = {
-        "detect": format_duration(max(30 * _MINUTE, 5 * max(detections))),
-        "forecast": format_duration(max(_HOUR, 3 * max(forecasts))),
-    }
+    # One for each cadence: in the span of a fast one, slower missions have less than two passes.
+    spans = [
+        *(("detect", span) for span in sorted({max(30 * _MINUTE, 5 * every) for every in detections})),
+        *(("forecast", span) for span in sorted({max(_HOUR, 3 * every) for every in forecasts})),
+    ]
     failing = [
-        f'(avg_over_time({ERRORS}{{kind="{kind}"}}[{span}]) > 0.5\n'
-        f'  and sum_over_time({ERRORS}{{kind="{kind}"}}[{span}]) >= 2)'
-        for kind, span in spans.items()
+        f'(avg_over_time({ERRORS}{{kind="{kind}"}}[{format_duration(span)}]) > 0.5\n'
+        f'  and sum_over_time({ERRORS}{{kind="{kind}"}}[{format_duration(span)}]) >= 2)'
+        for kind, span in spans
     ]
     yield Rule(
         "AtMissionFails",

@@ -456,6 +456,23 @@ def test_the_platform_is_told_of(
     assert when(ask(tmp_path, groups, series, minutes=180), alert) == expected
 
 
+@pytest.mark.servers
+def test_a_slow_mission_does_not_keep_the_failures_of_a_fast_one_from_being_told(tmp_path: Path) -> None:
+    slow = mission("slow", step="1h", forecast={"every": "1d", "lookback": "90d"}, detect={"every": "12h"})
+    groups = [group for group in bare(rule_groups([mission(), slow])) if group.name == "at"]
+    series = {'at_errors{mission="m",kind="detect"}': points(*[0] * 120, *[1] * 61)}
+    assert when(ask(tmp_path, groups, series, minutes=180), "AtMissionFails") == [(135, 180)]
+    series = {'at_errors{mission="slow",kind="detect"}': points(0, 1, 1, every=720)}
+    assert when(ask(tmp_path, groups, series, minutes=1442), "AtMissionFails") == [(1440, 1442)]
+
+
+def test_silence_after_a_long_pause_is_told_within_hours() -> None:
+    [group, _] = rule_groups([mission("office", detect={"cron": "*/15 8-18 * * 1-5"})])
+    [silent] = [rule for rule in group.rules if rule.alert == "AnomalyNoScores"]
+    # From Friday 18:45 to Monday 08:00, six hours, the offset and a step.
+    assert silent.annotations["summary"] == "office: no score for 2d19h16m30s"
+
+
 def test_a_narrow_interval_is_not_held_against_a_mission() -> None:
     [off] = [rule for rule in rule_groups(ODD)[-1].rules if rule.alert == "AtForecastsOff"]
     assert off.expr.count('{mission!~"slow"}[1d]') == 2
