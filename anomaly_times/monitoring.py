@@ -105,7 +105,7 @@ def tell(
                 running = result.mission.name not in resting
                 gauges += mission_figures(result, about.project, now, running=running)
             labels = (about.pack, kind, source or _DEFAULT)
-            store.write_gauges([*gauges, *pass_figures(labels, ours, store.traffic, seconds)], at=now)
+            store.write_gauges([*gauges, *pass_figures(labels, ours, store.traffic, seconds, now=now)], at=now)
         except Exception as exc:  # noqa: BLE001 - what a pass did counts, whatever happens to its figures
             reason = exc.message if isinstance(exc, AnomalyTimesError) else f"{type(exc).__name__}: {exc}"
             untold.append(f"{whose} in {store.name}: {reason}")
@@ -152,7 +152,7 @@ def mission_figures(result: Result, project: str, now: datetime, *, running: boo
     if isinstance(result, DetectResult):
         if not failed:
             told[SCORED_POINTS] = float(_scored_points(result))
-            told[MISSING_FORECAST] = float(result.unforecast)
+            told[MISSING_FORECAST] = float(_missing_forecasts(result, now))
             # Of a pass that met no new point nothing can be said: the last one that did still holds.
             if result.series is not None:
                 told[SERIES] = float(result.series)
@@ -175,7 +175,7 @@ def mission_figures(result: Result, project: str, now: datetime, *, running: boo
 
 
 def pass_figures(
-    labels: tuple[str, Kind, str], results: Sequence[Result], traffic: Traffic, seconds: float
+    labels: tuple[str, Kind, str], results: Sequence[Result], traffic: Traffic, seconds: float, *, now: datetime
 ) -> list[Gauge]:
     """What a pass tells about itself in one source.
 
@@ -184,6 +184,7 @@ def pass_figures(
         results: of the missions of that source.
         traffic: what went through it.
         seconds: that the pass took in all.
+        now: of the pass.
     """
     named = dict(zip(PASS_LABELS, labels, strict=True))
     cpu = sum(result.cpu for result in results)
@@ -191,7 +192,7 @@ def pass_figures(
     points = {
         POINTS_READ: traffic.points_read,
         POINTS_WRITTEN: traffic.points_written,
-        POINTS_DROPPED: sum(map(_dropped, results)),
+        POINTS_DROPPED: sum(_dropped(result, now) for result in results),
     }
     return [
         *(Gauge(DURATION, Labels.of({**named, "stage": stage}), value) for stage, value in stages.items()),
@@ -233,10 +234,24 @@ def _newest(score: Floats) -> Floats:
     return np.asarray(score[rows, last])
 
 
-def _dropped(result: Result) -> int:
+def _missing_forecasts(result: DetectResult, now: datetime) -> int:
+    """Values without a forecast, of the times that are scored for the first time, and of the last cadence.
+
+    Passes meet older ones again and again until the mission has scores: each is to be counted once.
+    """
+    scores, mission = result.scores, result.mission
+    if scores is None:
+        return 0
+    first = max(0, scores.grid.index(mission.last_time(now - mission.detect.period)) + 1)
+    scored = np.isfinite(scores.score).any(axis=0)
+    first = min(first, int(scored.argmax())) if scored.any() else first
+    return int((np.isfinite(scores.y) & np.isnan(scores.yhat))[:, first:].sum())
+
+
+def _dropped(result: Result, now: datetime) -> int:
     """Points of a pass that came to nothing: without a forecast, or made and then not stored."""
     if isinstance(result, DetectResult):
-        return result.unforecast + (_scored_points(result) if result.error is not None else 0)
+        return _missing_forecasts(result, now) + (_scored_points(result) if result.error is not None else 0)
     if result.error is None or result.forecast is None:
         return 0
     return int(np.isfinite(result.forecast.yhat).sum())

@@ -226,6 +226,16 @@ def test_a_pass_without_a_new_point_leaves_what_was_found_as_it_was() -> None:
     assert "at_series_anomalous" not in told
 
 
+def test_points_without_a_forecast_are_counted_once_while_a_mission_has_none() -> None:
+    store = MemoryStore({"load": series(2, end=NOW + HOUR)})
+    minutely = mission(detect={"every": "1m"})
+    told = []
+    for minutes in (0, 1, 5, 6, 10):
+        run_pass("detect", [minutely], {"": store}, now=NOW + timedelta(minutes=minutes), about=ABOUT)
+        told.append(figures(store)["at_missing_forecast"])
+    assert told == [2, 0, 2, 0, 2]
+
+
 def test_points_without_a_forecast_are_told() -> None:
     panel = series()
     store = MemoryStore({"load": panel.rows([0, 1])})

@@ -21,6 +21,7 @@ from anomaly_times.backtest.replay import Job, Recording, Replayed, record, repl
 from anomaly_times.durations import format_duration
 from anomaly_times.errors import AnomalyTimesError, MissionError, UsageError, in_our_words
 from anomaly_times.mission import Detect, Mission
+from anomaly_times.models import build_model
 from anomaly_times.panel import Forecast, Grid, Scores
 from anomaly_times.passes import Mapper
 from anomaly_times.stores import Store
@@ -199,6 +200,7 @@ def prepare(
     Raises:
         UsageError: the window is empty.
         MissionError: a mission cannot be so as a variant says.
+        ModelError: a variant names a model that cannot be built.
     """
     variants = (AS_IT_IS, *variants)
 
@@ -206,6 +208,10 @@ def prepare(
         grid = _window(mission, now=now, last=last, start=start, end=end)
         made = [(variant, variant.of(mission)) for variant in variants]
         try:
+            for variant, each in made[1:]:
+                # An alternative that cannot be would look like one that never alerts.
+                if not variant.yardstick:
+                    build_model(each.forecast.model, season=each.season, timezone=each.timezone)
             return _read(made, stores, grid)
         finally:
             on_done()

@@ -41,7 +41,8 @@ def make_patch(suggestions: Sequence[Suggestion], loaded: Sequence[LoadedMission
     files: dict[Path, tuple[bytes, bytes]] = {}
     notes = []
     for each in suggestions:
-        if not each.fields:
+        # What does not keep to the budget is for people to judge: nobody should apply it unseen.
+        if not each.fields or not each.met:
             continue
         one = by_name.get(each.mission.name)
         try:
@@ -138,10 +139,10 @@ class SuggestedView:
 
 def _sentence(suggestion: Suggestion) -> str:
     name, most = suggestion.mission.name, f"{suggestion.most:g} a week"
+    changes = ", ".join(f"{field} {_shown(old)} → {_shown(new)}" for field, old, new in _changes(suggestion))
     if suggestion.failure:
-        return suggestion.failure
+        return f"{suggestion.failure}, with {changes or 'the mission as it is'}"
     if suggestion.fields:
-        changes = ", ".join(f"{field} {_shown(old)} → {_shown(new)}" for field, old, new in _changes(suggestion))
         return f"{name}: {changes} keeps to {most}"
     more = "; nothing that was tried finds more" if suggestion.before[0].missed else ""
     return f"{name} keeps to {most} as it is{more}"

@@ -190,10 +190,12 @@ def test_an_alternative_that_cannot_be_is_refused(at: Run, missions: Path) -> No
     assert "mission web cannot be run with level=400" in result.stderr
 
 
-def test_an_unknown_model_is_told_beside_the_others(at: Run, missions: Path) -> None:
+def test_an_alternative_with_an_unknown_model_is_refused_before_anything_is_replayed(at: Run, missions: Path) -> None:
     result = at("backtest", missions, *WINDOW, "-j", 1, "--compare", "model=oracle")
-    assert result.exit_code == 0, result.stderr
-    assert "oracle" in result.stdout.partition("Alternatives")[2]
+    assert result.exit_code == 5
+    assert result.stdout == ""
+    assert "there is no model 'oracle'" in result.stderr
+    assert "known: auto, " in result.stderr
 
 
 def test_where_all_missions_fail_the_first_error_is_the_end(at: Run, store: MemoryStore) -> None:
@@ -279,6 +281,18 @@ def test_a_budget_that_cannot_be_kept_to_ends_with_three_and_shows_the_nearest(a
     assert result.exit_code == 3
     assert "the nearest: still not found" in result.stdout
     assert "error: the budget cannot be kept to\nweb: none of" in result.stderr
+
+
+def test_what_does_not_keep_to_the_budget_is_no_patch(at: Run, missions: Path) -> None:
+    early = "incidents: [{name: still, start: 2026-02-22 10:00, end: 2026-02-22 11:00}]\n"
+    missions.write_text(RESTLESS + early + "backtest: {max_alerts_per_week: 2, must_detect: [still]}\n")
+    result = at("backtest", missions, *SUGGEST, "-o", "json")
+    assert result.exit_code == 3
+    suggested = json.loads(result.stdout)
+    [one] = suggested["suggestions"]
+    assert not one["met"]
+    assert one["fields"]
+    assert suggested["patch"] is None
 
 
 @pytest.mark.parametrize(
