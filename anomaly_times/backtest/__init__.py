@@ -208,9 +208,9 @@ def prepare(
         grid = _window(mission, now=now, last=last, start=start, end=end)
         made = [(variant, variant.of(mission)) for variant in variants]
         try:
-            for variant, each in made[1:]:
+            for _, each in made[1:]:
                 # An alternative that cannot be would look like one that never alerts.
-                if not variant.yardstick:
+                if each.forecast.model != mission.forecast.model:
                     build_model(each.forecast.model, season=each.season, timezone=each.timezone)
             return _read(made, stores, grid)
         finally:

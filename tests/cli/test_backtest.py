@@ -198,6 +198,18 @@ def test_an_alternative_with_an_unknown_model_is_refused_before_anything_is_repl
     assert "known: auto, " in result.stderr
 
 
+def test_a_mission_whose_own_model_is_unknown_stops_no_comparison_of_the_others(
+    at: Run, missions: Path, tmp_path: Path
+) -> None:
+    odd = MISSION.partition("incidents")[0].replace("name: web", "name: odd").replace("seasonal_naive", "oracle")
+    (tmp_path / "odd.yaml").write_text(odd)
+    result = at("backtest", missions, tmp_path / "odd.yaml", *WINDOW, "-j", 1, "--compare", "level=99")
+    # A mission failed, and the report of the other is there all the same.
+    assert result.exit_code == 5
+    assert "there is no model 'oracle'" in result.stdout
+    assert "level=99" in result.stdout.partition("Alternatives")[2]
+
+
 def test_where_all_missions_fail_the_first_error_is_the_end(at: Run, store: MemoryStore) -> None:
     result = at("backtest", "-q", "gone", *WINDOW)
     assert result.exit_code == 3
