@@ -21,7 +21,7 @@ QUIET = {
 }
 
 
-def install(session: nox.Session, *groups: str, extras: str = "nixtla,chronos") -> None:
+def install(session: nox.Session, *groups: str, extras: str = "nixtla,chronos,ray") -> None:
     """The package as pinned in constraints.txt, with what these dependency groups name."""
     env = {}
     # A folder of wheels that pip is told about (a CPU build of torch, say) counts for uv too.

@@ -11,6 +11,7 @@
     │   ├── StoreAuthError           4  credentials refused
     │   └── StoreDataError           4  an answer or a file that cannot be understood
     ├── PrefectError                 4  the Prefect server is away, refuses, or lacks what is needed
+    ├── EngineError                  4  a Ray cluster that is away, is unlike us, or loses its workers
     └── ModelError                   5  a model that is unknown, misconfigured or failed
 
 The number is the exit code of `at`. Every error carries a `hint`: what to try next.
@@ -23,6 +24,7 @@ from typing import ClassVar
 
 __all__ = [
     "AnomalyTimesError",
+    "EngineError",
     "MissingExtraError",
     "MissionError",
     "ModelError",
@@ -131,6 +133,12 @@ class StoreDataError(StoreError):
 
 class PrefectError(AnomalyTimesError):
     """The Prefect server is away, refuses, holds a lock of somebody else, or lacks what is needed."""
+
+    exit_code = 4
+
+
+class EngineError(AnomalyTimesError):
+    """A Ray cluster that is away, runs other versions than we do, or loses its workers."""
 
     exit_code = 4
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import numpy as np
@@ -47,7 +47,17 @@ from anomaly_times.passes import DetectResult, ForecastResult
 from anomaly_times.stores import Gauge, Store
 from anomaly_times.stores.metered import MeteredStore, Traffic
 
-__all__ = ["About", "Result", "mission_figures", "pass_figures", "tell", "tell_gone", "tells_alike"]
+__all__ = [
+    "About",
+    "Effort",
+    "Result",
+    "efforts",
+    "mission_figures",
+    "pass_figures",
+    "tell",
+    "tell_gone",
+    "tells_alike",
+]
 
 Result = ForecastResult | DetectResult
 
@@ -63,6 +73,37 @@ class About:
     pack: str = BY_HAND
 
 
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What a pass, or a part of one, did in one source.
+
+    `cpu` is seconds of processor time without reading, `dropped` counts points that came to nothing.
+    """
+
+    traffic: Traffic = field(default_factory=Traffic)
+    cpu: float = 0.0
+    dropped: int = 0
+
+    def __add__(self, other: Effort) -> Effort:
+        return Effort(self.traffic + other.traffic, self.cpu + other.cpu, self.dropped + other.dropped)
+
+
+def efforts(results: Sequence[Result], stores: Mapping[str, MeteredStore], *, now: datetime) -> dict[str, Effort]:
+    """By source what these results of a pass at `now` took; sources that are not open are left out."""
+    by_source: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        by_source[result.mission.source].append(result)
+    return {
+        source: Effort(
+            stores[source].traffic,
+            sum(result.cpu for result in ours),
+            sum(_dropped(result, now) for result in ours),
+        )
+        for source, ours in by_source.items()
+        if source in stores
+    }
+
+
 def tell(
     kind: Kind,
     results: Sequence[Result],
@@ -70,9 +111,10 @@ def tell(
     *,
     about: About,
     now: datetime,
-    seconds: float,
+    seconds: float | None,
     resting: Collection[str] = (),
     unreadable: Collection[str] = (),
+    elsewhere: Mapping[str, Effort] | None = None,
 ) -> list[str]:
     """Store what a pass tells about itself, in one request a source; gives in words what could not be stored, and why.
 
@@ -82,20 +124,25 @@ def tell(
         stores: those that the pass used, by the source that missions name.
         about: whose pass it was.
         now: of the pass; the time of every sample.
-        seconds: that it took in all.
+        seconds: that it took in all; `None` for a part of a pass: then figures of the pass as a whole are left out.
         resting: names of missions that are paused and ran all the same, because somebody asked.
         unreadable: names of missions of the pack that failed because they cannot be read; told to the default source.
+        elsewhere: by source, what parts of the pass did that told of their missions themselves.
     """
     by_source: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         by_source[result.mission.source].append(result)
+    of_parts, effort = elsewhere or {}, efforts(results, stores, now=now)
+    for source in of_parts:
+        by_source.setdefault(source, [])
     if unreadable:
         by_source.setdefault("", [])
     untold = []
     for source, ours in by_source.items():
         store = stores.get(source)
         lost = unreadable if not source else ()
-        whose = f"figures of {_count(len(ours) + len(lost))} were not stored"
+        whom = _count(len(ours) + len(lost)) if ours or lost else "the pass"
+        whose = f"figures of {whom} were not stored"
         if store is None:
             untold.append(f"{whose}: the source {source or _DEFAULT!r} is not open")
             continue
@@ -104,8 +151,11 @@ def tell(
             for result in ours:
                 running = result.mission.name not in resting
                 gauges += mission_figures(result, about.project, now, running=running)
-            labels = (about.pack, kind, source or _DEFAULT)
-            store.write_gauges([*gauges, *pass_figures(labels, ours, store.traffic, seconds, now=now)], at=now)
+            if seconds is not None:
+                labels = (about.pack, kind, source or _DEFAULT)
+                done = effort.get(source, Effort(store.traffic)) + of_parts.get(source, Effort())
+                gauges += pass_figures(labels, done, seconds)
+            store.write_gauges(gauges, at=now)
         except Exception as exc:  # noqa: BLE001 - what a pass did counts, whatever happens to its figures
             reason = exc.message if isinstance(exc, AnomalyTimesError) else f"{type(exc).__name__}: {exc}"
             untold.append(f"{whose} in {store.name}: {reason}")
@@ -174,25 +224,20 @@ def mission_figures(result: Result, project: str, now: datetime, *, running: boo
     return [*out, Gauge(ERRORS, labels, 0.0), Gauge(LAST_SUCCESS, labels, (now - EPOCH).total_seconds())]
 
 
-def pass_figures(
-    labels: tuple[str, Kind, str], results: Sequence[Result], traffic: Traffic, seconds: float, *, now: datetime
-) -> list[Gauge]:
+def pass_figures(labels: tuple[str, Kind, str], effort: Effort, seconds: float) -> list[Gauge]:
     """What a pass tells about itself in one source.
 
     Args:
         labels: the values of `conventions.PASS_LABELS`.
-        results: of the missions of that source.
-        traffic: what went through it.
+        effort: what it did there.
         seconds: that the pass took in all.
-        now: of the pass.
     """
-    named = dict(zip(PASS_LABELS, labels, strict=True))
-    cpu = sum(result.cpu for result in results)
-    stages = dict(zip(STAGES, (traffic.read, cpu, traffic.write, seconds), strict=True))
+    named, traffic = dict(zip(PASS_LABELS, labels, strict=True)), effort.traffic
+    stages = dict(zip(STAGES, (traffic.read, effort.cpu, traffic.write, seconds), strict=True))
     points = {
         POINTS_READ: traffic.points_read,
         POINTS_WRITTEN: traffic.points_written,
-        POINTS_DROPPED: sum(_dropped(result, now) for result in results),
+        POINTS_DROPPED: effort.dropped,
     }
     return [
         *(Gauge(DURATION, Labels.of({**named, "stage": stage}), value) for stage, value in stages.items()),

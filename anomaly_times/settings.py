@@ -1,7 +1,7 @@
-"""What an installation says once: its project name, its sources of metrics, where state is kept.
+"""What an installation says once: its project name, its sources of metrics, where state is kept and passes run.
 
 Read from `anomaly-times.yaml` (in the working folder, or where `AT_CONFIG` points), overridden by `AT_*` environment
-variables: `AT_PROJECT`, `AT_SOURCE`, `AT_STATE_URL`, `AT_SOURCES__MAIN__URL`, …
+variables: `AT_PROJECT`, `AT_SOURCE`, `AT_STATE_URL`, `AT_ENGINE`, `AT_SOURCES__MAIN__URL`, …
 """
 
 from __future__ import annotations
@@ -173,6 +173,12 @@ class Settings(BaseSettings):
     source: str = Field(default="", description="name of the source that missions use when they name none")
     sources: dict[str, Source] = Field(default_factory=dict)
     prefect: PrefectApi = PrefectApi()
+    engine: Literal["local", "ray"] = Field(default="local", description="where passes run")
+    ray_address: str = Field(
+        default="",
+        pattern=r"^$|^([\w.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$",
+        description="the Ray cluster, as host:port; one of this machine, for the time of a pass, if empty",
+    )
     state_url: Path = Field(
         default=Path(".anomaly-times"), description="folder that all workers share, for forecasts not yet written"
     )

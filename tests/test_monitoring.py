@@ -11,12 +11,12 @@ import pytest
 
 from anomaly_times.conventions import SELF_METRICS, Kind
 from anomaly_times.durations import EPOCH
+from anomaly_times.engine import run_pass
 from anomaly_times.errors import StoreError, StoreUnavailableError
 from anomaly_times.mission import Mission
 from anomaly_times.monitoring import About, Result, tell, tell_gone, tells_alike
 from anomaly_times.panel import Grid, Labels, Panel
 from anomaly_times.passes import ForecastResult, forecast_pass
-from anomaly_times.scheduling.local import run_pass
 from anomaly_times.settings import Source
 from anomaly_times.stores import Gauge, remote_write
 from anomaly_times.stores.metered import MeteredStore

@@ -78,6 +78,8 @@ def test_what_is_typed_as_a_url_may_be_a_folder() -> None:
         ("sources: {a: {url: 'http://vm', username: a, bearer_token: b}}", "both"),
         ("sources: {a: {url: 'http://vm', timeout: 0s}}", "timeout"),
         ("projekt: x", "projekt"),
+        ("engine: dask", "engine"),
+        ("ray_address: 'http://ray:6379'", "ray_address"),
         ("state_url: s3://bucket", "folder"),
         ("a: [", "YAML"),
         ("- 1", "cannot be read"),

@@ -51,6 +51,8 @@ def detect(
     plot: opt.Plot = None,
     top: opt.Top = 20,
     jobs: opt.Jobs = None,
+    on: opt.On = None,
+    ray_address: opt.RayAddress = None,
 ) -> None:
     """Score the newest points of missions, or of one query; store it.
 

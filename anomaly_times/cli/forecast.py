@@ -42,6 +42,8 @@ def forecast(
     plot: opt.Plot = None,
     top: opt.Top = 20,
     jobs: opt.Jobs = None,
+    on: opt.On = None,
+    ray_address: opt.RayAddress = None,
 ) -> None:
     """Forecast missions, or one query, with bounds; show and store it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from anomaly_times.cli import render
 from anomaly_times.cli.options import Output
 from anomaly_times.cli.pass_views import PassView
 from anomaly_times.conventions import Kind
+from anomaly_times.engine import EngineName, Job, Places, open_engine
 from anomaly_times.errors import UsageError
 from anomaly_times.monitoring import About
-from anomaly_times.scheduling.local import run_pass
 from anomaly_times.settings import load_settings
 
 __all__ = ["pass_over_files"]
+
+logger = logging.getLogger(__name__)
 
 
 def pass_over_files(kind: Kind, files: Sequence[Path] | None, params: Mapping[str, Any]) -> None:
@@ -40,21 +43,21 @@ def pass_over_files(kind: Kind, files: Sequence[Path] | None, params: Mapping[st
     now = opt.parse_time(params["at"], now=opt.utc_now())
     missions = opt.missions_from_files(files, hint="name FILES, or a query by --promql")
     doing = {"forecast": "forecasting", "detect": "scoring"}[kind]
-    with opt.MissionStores(params["source"], params["url"]) as opened, opt.threads(params["jobs"]) as mapper:
+    settings = load_settings()
+    with opt.MissionStores(params["source"], params["url"]) as opened:
         stores = opened.of(missions)
-        with render.progress(doing, len(missions)) as advance:
-            results, written = run_pass(
-                kind,
-                missions,
-                stores,
-                now=now,
-                window=window,
-                mapper=mapper,
-                write=not params["dry_run"],
-                about=About(load_settings().project),
-                on_done=lambda _: advance(),
-            )
-    view = PassView.of(kind, now, results, written)
+        job = Job(kind, missions, now, window=window, write=not params["dry_run"], about=About(settings.project))
+        places = Places(opened.sources, settings.state_url)
+        engine: EngineName = params["on"].value if params["on"] is not None else settings.engine
+        address = params["ray_address"] or settings.ray_address
+        with (
+            open_engine(engine, places, address=address, jobs=params["jobs"]) as running,
+            render.progress(doing, len(missions)) as advance,
+        ):
+            ran = running.run(job, stores, on_done=advance)
+    for text in ran.untold:
+        logger.warning("%s", text)
+    view = PassView(kind, now, ran.outcomes, ran.written)
     render.show_report(view, form, out=params["out"])
     if view.exit_code:
         raise typer.Exit(view.exit_code)

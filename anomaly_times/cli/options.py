@@ -85,6 +85,13 @@ class SectionsForm(StrEnum):
     MARKDOWN = "markdown"
 
 
+class EngineOption(StrEnum):
+    """Where missions run."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
 class GroupedHelp(TyperCommand):
     """A command whose help lists its options in groups (Typer groups them only in Rich's help)."""
 
@@ -128,6 +135,19 @@ Jobs = Annotated[
         max=256,
         metavar="N",
         show_default=False,
+    ),
+]
+On = Annotated[
+    EngineOption | None,
+    option("Where missions run: local, or ray [as the settings say, else local].", MISSIONS, "--on", metavar="ENGINE"),
+]
+RayAddress = Annotated[
+    str | None,
+    option(
+        "A Ray cluster, HOST:PORT [as the settings say, else one started here].",
+        MISSIONS,
+        "--ray-address",
+        metavar="ADDRESS",
     ),
 ]
 PromQL = Annotated[
@@ -337,7 +357,9 @@ def query_from_options(params: Mapping[str, Any]) -> Query:
 
 
 # What says something beside mission files; everything else stands in them.
-_BESIDE_FILES = frozenset({"files", "jobs", "source", "url", "at", "last", "dry_run", "output", "out"})
+_BESIDE_FILES = frozenset(
+    {"files", "jobs", "on", "ray_address", "source", "url", "at", "last", "dry_run", "output", "out"}
+)
 
 
 def require_file_options(ctx: typer.Context, *beside: str) -> None:
@@ -366,8 +388,9 @@ def require_query_options(ctx: typer.Context) -> None:
     Raises:
         UsageError: naming the option.
     """
-    if _given(ctx, "jobs"):
-        raise UsageError("--jobs goes with mission files: one query is one job")
+    for name in ("jobs", "on", "ray_address"):
+        if _given(ctx, name):
+            raise UsageError(f"--{name.replace('_', '-')} goes with mission files: one query is one job")
 
 
 def _given(ctx: typer.Context, name: str) -> bool:
@@ -423,6 +446,8 @@ class MissionStores:
 
     name: str
     url: str
+    sources: dict[str, Source] = field(default_factory=dict, init=False)
+    """What was opened, by the name that missions know it by."""
     _open: dict[str, Store] = field(default_factory=dict, init=False)
 
     def of(self, missions: Sequence[Mission]) -> dict[str, Store]:
@@ -447,7 +472,7 @@ class MissionStores:
                 raise MissionError(f"mission {mission.name}: {exc.message}", hint=exc.hint) from exc
             if known not in self._open:
                 self._open[known] = open_store(source, state=settings.state_url)
-            stores[mission.source] = self._open[known]
+            stores[mission.source], self.sources[mission.source] = self._open[known], source
         return stores
 
     def close(self) -> None:

@@ -2,123 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import numpy as np
-
-from anomaly_times.cli.views import (
-    JSON_SCHEMA,
-    Cell,
-    capped_note,
-    counted,
-    first_line,
-    found_at,
-    grouped_notes,
-    reasons,
-    stamp,
-)
+from anomaly_times.cli.views import JSON_SCHEMA, Cell, counted, first_line, found_at, stamp
 from anomaly_times.conventions import Kind
 from anomaly_times.durations import iso_utc
-from anomaly_times.errors import AnomalyTimesError
-from anomaly_times.mission import Mission
-from anomaly_times.models.auto import WITHOUT
-from anomaly_times.models.profile import INSTEAD
-from anomaly_times.panel import Labels
-from anomaly_times.passes import DetectResult, ForecastResult
+from anomaly_times.outcome import Outcome
 from anomaly_times.scoring import format_score
 from anomaly_times.stores import Written
 
-__all__ = ["Outcome", "PassView", "Worst", "outcome_of"]
-
-
-@dataclass(frozen=True, slots=True)
-class Worst:
-    """The highest score of a mission: of what (empty where it is 0), whose, and when."""
-
-    score: float
-    reason: str
-    labels: Labels
-    at: datetime
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a pass made of one mission, in figures.
-
-    `points` counts forecast or scored points over all series, `anomalous` those that score over 1, `unforecast` those
-    that could not be scored; `until` is the last time of a forecast, `models` says how many series each model forecast
-    where `auto` chose, `warming` how many are too young for bounds of their own. Figures beside an `error` are of what
-    could not be stored. `nothing_new` says that all was scored before.
-    """
-
-    mission: Mission
-    series: int = 0
-    points: int = 0
-    until: datetime | None = None
-    anomalous: int = 0
-    unforecast: int = 0
-    worst: Worst | None = None
-    warnings: tuple[str, ...] = ()
-    error: AnomalyTimesError | None = None
-    nothing_new: bool = False
-    models: Mapping[str, int] = field(default_factory=dict)
-    warming: int = 0
-
-    @property
-    def failed(self) -> bool:
-        """Whether there is nothing to show but the error."""
-        return self.error is not None and not self.points
-
-
-def outcome_of(result: ForecastResult | DetectResult) -> Outcome:
-    """The figures of one mission's result."""
-    if isinstance(result, ForecastResult):
-        forecast = result.forecast
-        if forecast is None:
-            return Outcome(result.mission, warnings=result.warnings, error=result.error)
-        warnings = result.warnings
-        if result.ended:
-            warnings = (*warnings, f"{result.ended:,} series ended, and were left out")
-        if result.capped:
-            warnings = (*warnings, capped_note(result.capped, len(forecast.labels)))
-        if forecast.warming:
-            warnings = (*warnings, f"{len(forecast.warming):,} series warming up: their bands are wide")
-        warnings = (*warnings, *grouped_notes(forecast, beginning=(INSTEAD, WITHOUT)))
-        points = int(np.isfinite(forecast.yhat).sum())
-        return Outcome(
-            result.mission,
-            len(forecast.labels),
-            points,
-            forecast.grid.end,
-            warnings=warnings,
-            error=result.error,
-            models=dict(Counter(choice.model for choice in forecast.models.values()).most_common()),
-            warming=len(forecast.warming),
-        )
-    scores = result.scores
-    if scores is None:
-        error = result.error
-        return Outcome(result.mission, warnings=result.warnings, error=error, nothing_new=error is None)
-    known = np.isfinite(scores.score)
-    worst = None
-    if known.any():
-        i, t = (int(place) for place in np.unravel_index(np.nanargmax(scores.score), scores.score.shape))
-        at = scores.grid.start + t * scores.grid.step
-        worst = Worst(float(scores.score[i, t]), reasons(scores)[i, t] or "", scores.labels[i], at)
-    return Outcome(
-        result.mission,
-        int(known.any(axis=1).sum()),
-        int(known.sum()),
-        anomalous=int((scores.score > 1).sum()),
-        unforecast=result.unforecast,
-        worst=worst,
-        warnings=result.warnings,
-        error=result.error,
-    )
+__all__ = ["PassView"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,15 +26,8 @@ class PassView:
 
     kind: Kind
     now: datetime
-    outcomes: tuple[Outcome, ...]
+    outcomes: Sequence[Outcome]
     written: Written | None
-
-    @classmethod
-    def of(
-        cls, kind: Kind, now: datetime, results: Sequence[ForecastResult | DetectResult], written: Written | None
-    ) -> PassView:
-        """The view of a pass's results."""
-        return cls(kind, now, tuple(outcome_of(result) for result in results), written)
 
     @property
     def exit_code(self) -> int:
@@ -157,7 +46,7 @@ class PassView:
         return [self._row(outcome) for outcome in sorted(self.outcomes, key=_rank)]
 
     def _row(self, outcome: Outcome) -> tuple[Cell, ...]:
-        remarks: Cell = "; ".join(map(first_line, outcome.warnings))
+        remarks: Cell = "; ".join(map(first_line, outcome.remarks))
         if outcome.error is not None:
             remarks = [(first_line(outcome.error.message), "bad")]
         elif outcome.nothing_new:
@@ -241,7 +130,7 @@ class PassView:
                 },
             }
         return entry | {
-            "warnings": list(outcome.warnings),
+            "warnings": list(outcome.remarks),
             "error": error and {"message": error.message, "hint": error.hint, "exit_code": error.exit_code},
         }
 

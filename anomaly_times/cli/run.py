@@ -104,8 +104,8 @@ def _missions(n: int) -> str:
 
 
 def _pass_line(done: PassDone) -> str:
-    from anomaly_times.cli.pass_views import outcome_of
     from anomaly_times.cli.views import first_line
+    from anomaly_times.outcome import outcome_of
     from anomaly_times.scoring import format_score
 
     outcomes = [outcome_of(result) for result in done.results]

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from anomaly_times.cli.options import Query
 from anomaly_times.durations import format_duration, iso_utc
 from anomaly_times.errors import AnomalyTimesError
-from anomaly_times.evidence import REASONS
 from anomaly_times.mission import Mission
 from anomaly_times.models import current_revision
+from anomaly_times.outcome import capped_note, counted, distinct_names, grouped_notes, reasons
 from anomaly_times.outputs import Chart
 from anomaly_times.panel import Choice, Floats, Forecast, Grid, Labels, Panel, Scores
 from anomaly_times.passes import DetectResult, ForecastResult
@@ -451,15 +451,6 @@ class DetectView:
         ]
 
 
-def reasons(scores: Scores) -> npt.NDArray[np.object_]:
-    """What each score is of, one of `evidence.REASONS`: object[S, T], `None` where there is no score, or it is 0."""
-    names = np.array([*REASONS, None], dtype=object)
-    if scores.reason is None:
-        return np.full(scores.score.shape, None, dtype=object)
-    told = (scores.score > 0) & np.isfinite(scores.reason)
-    return np.asarray(names[np.where(told, scores.reason, len(REASONS)).astype(np.intp)])
-
-
 def found_at(reason: str | None, at: str) -> str:
     """`level shift at 11:40`: what a score is of, and when that was."""
     return f"{reason} at {at}" if reason else f"at {at}"
@@ -472,26 +463,6 @@ def budget_in_words(mission: Mission) -> str:
     budget, mine = mission.detect.alerts_per_week, "series and " if mission.detect.per == "series" else ""
     alerts = "half an alert" if budget == 0.5 else f"{budget:g} " + ("alert" if budget == 1 else "alerts")
     return f"{alerts} a {mine}week"
-
-
-def capped_note(capped: int, series: int) -> str:
-    """That an alert budget asks for what is rarer than a history of `capped` of so many series can tell."""
-    return (
-        f"{capped:,} of {counted(series, 'series', 'series')} may raise more alerts than the budget says: a history "
-        "tells of what is rare up to ten times its own length; a longer lookback helps"
-    )
-
-
-def distinct_names(labels: Sequence[Labels]) -> list[str]:
-    """A short name for each series: the labels in which they differ; all of them where there is one series."""
-    shared = frozenset.intersection(*(frozenset(row) for row in labels)) if len(labels) > 1 else frozenset()
-    names = []
-    for row in labels:
-        own = [(key, value) for key, value in row if (key, value) not in shared]
-        metric = next((value for key, value in own if key == "__name__"), "")
-        rest = Labels((key, value) for key, value in own if key != "__name__")
-        names.append(metric + str(rest) if rest else metric or "{}")
-    return names
 
 
 def shared_labels(labels: Sequence[Labels]) -> str:
@@ -626,26 +597,7 @@ def beside(before: str | None, after: str | None) -> str:
     return before if before == after else f"{before} → {after}"
 
 
-def counted(n: int, one: str, many: str = "") -> str:
-    """`1 mission`, `2 missions`; `many` is the plural where that is not just an s more."""
-    return f"{n:,} {one if n == 1 else many or one + 's'}"
-
-
 def _model_names(asked: str, forecast: Forecast) -> str:
     """`auto (seasonmix 12, profile 3)`: what was asked for, and what of it series got."""
     got = Counter(choice.model for choice in forecast.models.values())
     return f"{asked} ({', '.join(f'{name} {n:,}' for name, n in got.most_common())})" if got else asked
-
-
-def grouped_notes(forecast: Forecast, *, beginning: str | tuple[str, ...] = "") -> list[str]:
-    """The notes of rows that begin so, equal ones once, each with the first series that it is about."""
-    names = distinct_names(forecast.labels) if forecast.notes else []
-    rows: dict[str, list[str]] = {}
-    for i, note in sorted(forecast.notes.items()):
-        if note.startswith(beginning):
-            rows.setdefault(note, []).append(names[i])
-    lines = []
-    for note, named in rows.items():
-        first = ", ".join(named[:_NAMED] + ["…"] * (len(named) > _NAMED))
-        lines.append(f"{counted(len(named), 'series', 'series')} ({first}): {note}")
-    return lines

@@ -11,9 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
-import os
-import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -21,7 +19,6 @@ from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
 from prefect import Flow, get_run_logger, task
 from prefect.artifacts import acreate_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -35,9 +32,11 @@ from prefect.states import Completed, Failed
 from anomaly_times.conventions import BY_HAND, MISSION_NAME, Kind, mission_of_variable, pack_tag, variable_name
 from anomaly_times.deployed import from_value
 from anomaly_times.durations import parse_duration
+from anomaly_times.engine import Job, Places, Ran, default_jobs, open_engine
 from anomaly_times.errors import AnomalyTimesError, MissionError, PrefectError, UsageError
 from anomaly_times.mission import Direction, Missing, Mission, Watched
-from anomaly_times.monitoring import About, tell
+from anomaly_times.monitoring import About
+from anomaly_times.outcome import Outcome
 from anomaly_times.panel import Grid, Panel
 from anomaly_times.passes import (
     DetectResult,
@@ -53,7 +52,6 @@ from anomaly_times.scheduling.server import PAGE, joined
 from anomaly_times.scoring import format_score
 from anomaly_times.settings import Settings, WriteMode, load_settings
 from anomaly_times.stores import Store, Written, open_store
-from anomaly_times.stores.metered import metered
 from anomaly_times.stores.prometheus import PrometheusStore
 
 __all__ = ["detect", "detection", "forecast", "forecasting", "read", "write"]
@@ -68,7 +66,6 @@ _NAMED = 10
 """Missions that a message names, at most; all are in the table."""
 _WORST = 3
 _PATIENCE = timedelta(minutes=10)
-_JOBS = min(8, os.cpu_count() or 1)
 
 
 class _Name(str):
@@ -218,7 +215,7 @@ async def forecast(missions: Sequence[Mission], *, now: datetime | None = None) 
     """
 
     def work() -> list[ForecastResult]:
-        with _opened(missions) as stores, ThreadPoolExecutor(_JOBS) as pool:
+        with _opened(missions) as stores, ThreadPoolExecutor(default_jobs()) as pool:
             return forecast_pass(missions, stores, now=now or datetime.now(UTC), mapper=pool.map)
 
     return await asyncio.to_thread(work)
@@ -237,7 +234,7 @@ async def detect(
     """
 
     def work() -> list[DetectResult]:
-        with _opened(missions) as stores, ThreadPoolExecutor(_JOBS) as pool:
+        with _opened(missions) as stores, ThreadPoolExecutor(default_jobs()) as pool:
             return detect_pass(missions, stores, now=now or datetime.now(UTC), mapper=pool.map, since=since)
 
     return await asyncio.to_thread(work)
@@ -421,56 +418,32 @@ async def _work(
     `check` raises where the run must go no further; it is asked before each mission, and before anything is stored.
     """
 
-    def run() -> tuple[Sequence[ForecastResult | DetectResult], Written, list[str]]:
-        began = time.monotonic()
-        with _stores(work, settings) as (opened, refused), ThreadPoolExecutor(_JOBS) as pool:
-
-            def mapper(function: Callable[[T], R], items: Iterable[T], /) -> Iterable[R]:
-                def unless_stopped(item: T) -> R:
-                    check()
-                    return function(item)
-
-                return pool.map(unless_stopped, items)
-
-            stores = metered(opened)
-            able = [mission for mission in work.missions if mission.name not in refused]
-            unable = [mission for mission in work.missions if mission.name in refused]
-            results: list[ForecastResult | DetectResult] = []
-            written = Written()
-            if kind == "forecast":
-                for forecast in forecast_pass(able, stores, now=now, mapper=mapper, judged=True, since=work.since):
-                    check()
-                    stored, sent = write_forecasts([forecast], stores)
-                    results += stored
-                    written += sent
-                results += [ForecastResult(mission, error=refused[mission.name]) for mission in unable]
-            else:
-                found = detect_pass(able, stores, now=now, mapper=mapper, since=work.since)
-                check()
-                scored, written = write_scores(found, stores)
-                results += [*scored, *(DetectResult(mission, error=refused[mission.name]) for mission in unable)]
-            about, took = About(settings.project, pack), time.monotonic() - began
-            untold = tell(
-                *(kind, results, stores),
-                about=about,
-                now=now,
-                seconds=took,
+    def run() -> Ran:
+        with _stores(work, settings) as (opened, refused):
+            job = Job(
+                *(kind, work.missions, now),
+                since=work.since,
+                about=About(settings.project, pack),
+                refused=refused,
                 resting=work.resting,
                 unreadable=work.broken,
             )
-        return results, written, untold
+            sources = {name: settings.named_source(name)[1] for name in opened}
+            places = Places(sources, settings.state_url)
+            with open_engine(settings.engine, places, address=settings.ray_address) as engine:
+                return engine.run(job, opened, check=check)
 
-    results, written, untold = await asyncio.to_thread(run)
-    for text in untold:
+    ran = await asyncio.to_thread(run)
+    for text in ran.untold:
         get_run_logger().warning(text)
-    errors = {**work.broken, **{result.mission.name: result.error for result in results if result.error is not None}}
-    return await _report(kind, work, results, errors, written)
+    failed = {outcome.mission.name: outcome.error for outcome in ran.outcomes if outcome.error is not None}
+    return await _report(kind, work, ran.outcomes, {**work.broken, **failed}, ran.written or Written())
 
 
 async def _report(
     kind: Kind,
     work: _Work,
-    results: Sequence[ForecastResult | DetectResult],
+    outcomes: Sequence[Outcome],
     errors: Mapping[str, AnomalyTimesError],
     written: Written,
 ) -> State[None]:
@@ -483,18 +456,18 @@ async def _report(
     ]
     if work.paused:
         summary.append(f"{work.paused} paused")
-    worst = _worst(results)
+    worst = _worst(outcomes)
     if worst:
         summary.append(f"worst scores: {worst}")
     if errors:
         summary.append(f"{len(errors)} failed: {_some(errors)}")
         logger.error("; ".join(f"{name}: {_sentence(exc)}" for name, exc in itertools.islice(errors.items(), _NAMED)))
-    warned = {result.mission.name: "; ".join(result.warnings) for result in results if result.warnings}
+    warned = {outcome.mission.name: "; ".join(outcome.warnings) for outcome in outcomes if outcome.warnings}
     if warned:
         logger.warning("; ".join(f"{name}: {text}" for name, text in itertools.islice(warned.items(), _NAMED)))
     message = ", ".join(summary)
     logger.info(message)
-    rows = [_row(result, warned) for result in results if isinstance(result, ForecastResult) and not result.error]
+    rows = [_row(outcome, warned) for outcome in outcomes if kind == "forecast" and not outcome.error]
     rows += [{"mission": name, "error": _sentence(exc)} for name, exc in errors.items()]
     if rows:
         # Prefect's keys know no colon, and the table of one flow replaces its last one.
@@ -505,25 +478,23 @@ async def _report(
     return Completed(name="Partial", message=message) if errors else Completed(message=message)
 
 
-def _row(result: ForecastResult, warned: Mapping[str, str]) -> dict[str, Any]:
-    forecast = result.forecast
+def _row(outcome: Outcome, warned: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "mission": result.mission.name,
-        "series": len(forecast.labels) if forecast is not None else 0,
-        "until": forecast.grid.end.isoformat() if forecast is not None else "",
-        "ended": result.ended,
-        "warnings": warned.get(result.mission.name, ""),
+        "mission": outcome.mission.name,
+        "series": outcome.series,
+        "until": outcome.until.isoformat() if outcome.until is not None else "",
+        "ended": outcome.ended,
+        "warnings": warned.get(outcome.mission.name, ""),
     }
 
 
-def _worst(results: Sequence[ForecastResult | DetectResult]) -> str:
+def _worst(outcomes: Sequence[Outcome]) -> str:
     """The highest scores of this pass that are over 0, each of another mission."""
-    found = []
-    for result in results:
-        scores = result.scores if isinstance(result, DetectResult) and result.error is None else None
-        if scores is not None and (scores.score > 0).any():
-            row, _ = np.unravel_index(np.nanargmax(scores.score), scores.score.shape)
-            found.append((float(np.nanmax(scores.score)), f"{result.mission.name}{scores.labels[row]}"))
+    found = [
+        (worst.score, f"{outcome.mission.name}{worst.labels}")
+        for outcome in outcomes
+        if (worst := outcome.worst) is not None and worst.score > 0 and outcome.error is None
+    ]
     return ", ".join(f"{name} {format_score(score)}" for score, name in sorted(found, reverse=True)[:_WORST])
 
 

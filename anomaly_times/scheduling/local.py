@@ -29,14 +29,14 @@ from cronsim import CronSim
 
 from anomaly_times.conventions import BY_HAND, Kind, pack_slug
 from anomaly_times.durations import EPOCH, format_duration
+from anomaly_times.engine import run_pass
 from anomaly_times.errors import AnomalyTimesError, MissionError, UsageError
 from anomaly_times.loading import DEFAULTS_FILE, mission_files
 from anomaly_times.mission import Mission
-from anomaly_times.monitoring import About, Result, tell, tell_gone, tells_alike
-from anomaly_times.passes import ForecastResult, Mapper, detect_pass, forecast_pass, write_forecasts, write_scores
+from anomaly_times.monitoring import About, Result, tell_gone, tells_alike
+from anomaly_times.passes import Mapper
 from anomaly_times.plan import KINDS, first_cutoff, restart, timing_of
 from anomaly_times.stores import Store, Written
-from anomaly_times.stores.metered import metered
 
 __all__ = [
     "Happening",
@@ -49,7 +49,6 @@ __all__ = [
     "Runner",
     "keep_going",
     "packs_of",
-    "run_pass",
 ]
 
 logger = logging.getLogger(__name__)
@@ -60,66 +59,6 @@ StoresOf: TypeAlias = Callable[[Sequence[Mission]], Mapping[str, Store]]
 
 # Detections are short and many, forecasts long: neither may wait for the other.
 _PASSES_AT_ONCE: Mapping[Kind, int] = {"forecast": 2, "detect": 8}
-
-
-def run_pass(
-    kind: Kind,
-    missions: Sequence[Mission],
-    stores: Mapping[str, Store],
-    *,
-    now: datetime,
-    window: timedelta | None = None,
-    since: Mapping[str, datetime] | None = None,
-    mapper: Mapper = map,
-    write: bool = True,
-    about: About | None = None,
-    on_done: Callable[[Result], None] | None = None,
-) -> tuple[list[Result], Written | None]:
-    """Forecast or score missions, and store the results; answers them with what was written.
-
-    Forecasts are stored one by one as they come, so that an interruption costs only those in work; scores together.
-
-    Args:
-        kind: what to do.
-        missions: any number.
-        stores: by the source that missions name.
-        now: with a time zone.
-        window: as for `detect_pass`.
-        since: as for `detect_pass` and `forecast_pass`.
-        mapper: runs the missions; one that ends early leaves missions out.
-        write: else nothing is stored, and `None` takes the place of what was written.
-        about: what the figures carry that the pass stores about itself; without, or where nothing is stored, none are.
-        on_done: told each result as it comes.
-    """
-    began = time.monotonic()
-    done = on_done or (lambda _: None)
-    used = metered(stores)
-    results: list[Result] = []
-    total = Written()
-
-    def store(result: ForecastResult) -> None:
-        nonlocal total
-        if write:
-            (result,), written = write_forecasts([result], used)
-            total += written
-        results.append(result)
-        done(result)
-
-    if kind == "forecast":
-        judged = write and about is not None
-        forecast_pass(missions, used, now=now, mapper=mapper, judged=judged, since=since, on_done=store)
-    else:
-        found = detect_pass(missions, used, now=now, window=window, since=since, mapper=mapper, on_done=done)
-        if write:
-            found, total = write_scores(found, used)
-        results += found
-    if not write:
-        return results, None
-    if about is not None:
-        seconds = time.monotonic() - began
-        for untold in tell(kind, results, used, about=about, now=now, seconds=seconds):
-            logger.warning("%s", untold)
-    return results, total
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,14 @@ class Traffic:
     read: float = 0.0
     write: float = 0.0
 
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(
+            self.points_read + other.points_read,
+            self.points_written + other.points_written,
+            self.read + other.read,
+            self.write + other.write,
+        )
+
 
 def metered(stores: Mapping[str, Store]) -> dict[str, MeteredStore]:
     """These stores, by the same names, each with a meter of its own that begins at nothing."""

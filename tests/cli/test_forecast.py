@@ -182,3 +182,10 @@ def test_what_goes_wrong_is_told_and_nothing_is_stored(
     assert result.stderr.startswith(message)
     assert "hint: " in result.stderr or code != 2 or "--out" in args
     assert _stored(store) == 0
+
+
+def test_where_missions_run_is_nothing_for_one_query(at: Run, store: MemoryStore) -> None:
+    for option in (("--on", "ray"), ("--ray-address", "10.0.0.1:6379")):
+        result = at("forecast", *COMMON, *option)
+        assert result.exit_code == 2
+        assert f"{option[0]} goes with mission files" in result.stderr

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import anomaly_times.stores
-from anomaly_times.cli.pass_views import outcome_of
 from anomaly_times.errors import StoreUnavailableError
 from anomaly_times.mission import Mission
+from anomaly_times.outcome import outcome_of
 from anomaly_times.panel import Forecast, Grid, Labels
 from anomaly_times.passes import ForecastResult
 from anomaly_times.testing import MemoryStore
@@ -226,6 +226,4 @@ def test_a_mission_names_the_series_that_fell_back() -> None:
     notes = dict.fromkeys(range(5), "profile instead of ets (only 3 points)") | {5: "no season covered twice"}
     forecast = Forecast(labels, Grid.ending(AT, STEP, 3), AT, values, values, values, notes)
     outcome = outcome_of(ForecastResult(Mission(name="m", promql=QUERY, step=STEP), forecast))
-    assert outcome.warnings == (
-        '5 series ({job="0"}, {job="1"}, {job="2"}, …): profile instead of ets (only 3 points)',
-    )
+    assert outcome.remarks == ('5 series ({job="0"}, {job="1"}, {job="2"}, …): profile instead of ets (only 3 points)',)

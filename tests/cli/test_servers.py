@@ -183,3 +183,14 @@ def test_a_plain_prometheus_gets_no_future_and_the_table_says_where_it_waits(
     names = {str(row["metric"]["__name__"]) for row in _query(server, '{mission="m"}', end)}  # type: ignore[index]
     forecast = {"anomaly_pred", "anomaly_lower", "anomaly_upper"}
     assert names == forecast | {"anomaly_score", "anomaly_reason", "anomaly_evidence"}
+
+
+def test_the_doctor_tells_of_a_ray_cluster_that_is_away(
+    at: Run, vm_server: servers.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("AT_ENGINE", "ray")
+    monkeypatch.setenv("AT_RAY_ADDRESS", f"127.0.0.1:{servers.free_port()}")
+    result = at("doctor", "--url", vm_server.url, "--read-only")
+    assert result.exit_code == 4
+    assert "ray: no Ray cluster answers at 127.0.0.1:" in result.stdout

@@ -16,10 +16,10 @@ from anomaly_times.cli.options import Output
 from anomaly_times.cli.status_view import Deployed, StatusView
 from anomaly_times.conventions import Kind
 from anomaly_times.deployed import DeployedMission, Pause
+from anomaly_times.engine import run_pass
 from anomaly_times.errors import StoreUnavailableError
 from anomaly_times.mission import Mission
 from anomaly_times.scheduling.health import Health, read_health
-from anomaly_times.scheduling.local import run_pass
 from anomaly_times.scheduling.server import EndedRun
 from anomaly_times.testing import MemoryStore
 from tests.cli.conftest import AT, QUERY, Run, requests

@@ -19,13 +19,13 @@ import pytest
 from anomaly_times.conventions import OUR_METRICS, SELF_METRICS
 from anomaly_times.demo import STEP, demo_missions, make_demo
 from anomaly_times.durations import parse_duration
+from anomaly_times.engine import run_pass
 from anomaly_times.evidence import REASONS
 from anomaly_times.mission import Mission
 from anomaly_times.monitoring import About
 from anomaly_times.outputs.dashboards import MISSION_UID, OVERVIEW_UID, PLATFORM_UID, render_dashboards
 from anomaly_times.outputs.grafana import one_line
 from anomaly_times.panel import Forecast, Grid
-from anomaly_times.scheduling.local import run_pass
 from anomaly_times.settings import Source
 from anomaly_times.stores.parquet import FolderStore
 from anomaly_times.stores.prometheus import PrometheusStore

@@ -13,6 +13,7 @@ import pytest
 
 from anomaly_times.conventions import MISSION_INFO, POINTS_READ
 from anomaly_times.durations import EPOCH
+from anomaly_times.engine import run_pass
 from anomaly_times.errors import AnomalyTimesError, MissionError, StoreUnavailableError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Grid
@@ -25,7 +26,6 @@ from anomaly_times.scheduling.local import (
     Runner,
     keep_going,
     packs_of,
-    run_pass,
 )
 from anomaly_times.testing import MemoryStore
 from tests.cli.conftest import AT, QUERY, STEP, requests

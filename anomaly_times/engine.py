@@ -1,0 +1,662 @@
+"""Where a pass runs: in this process by threads, or spread over a Ray cluster; both give the same results.
+
+`open_engine` gives an engine, and its `run` does a `Job`: reads, forecasts or detects, writes, and tells about itself.
+On Ray a task takes a few missions, opens stores of its own and answers figures alone, so no data passes through the
+process that asks. It is safe to run missions of a lost worker again: what a pass writes has the timestamps that its
+`now` says, whoever writes it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import math
+import os
+import platform
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from anomaly_times.conventions import Kind
+from anomaly_times.errors import AnomalyTimesError, EngineError, MissingExtraError, UsageError
+from anomaly_times.mission import Mission
+from anomaly_times.monitoring import About, Effort, Result, efforts, tell
+from anomaly_times.outcome import Outcome, outcome_of
+from anomaly_times.passes import (
+    DetectResult,
+    ForecastResult,
+    Mapper,
+    detect_pass,
+    forecast_pass,
+    write_forecasts,
+    write_scores,
+)
+from anomaly_times.settings import Source
+from anomaly_times.stores import Store, Written, open_store
+from anomaly_times.stores.metered import metered
+
+__all__ = [
+    "Engine",
+    "EngineName",
+    "Job",
+    "Node",
+    "Places",
+    "Ran",
+    "default_jobs",
+    "nodes_of_cluster",
+    "open_engine",
+    "run_pass",
+]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+EngineName = Literal["local", "ray"]
+
+_SHARES_A_WORKER: Mapping[Kind, int] = {"forecast": 4, "detect": 2}
+"""So many shares for each worker even out missions that take longer than others."""
+_LARGEST_SHARE: Mapping[Kind, int] = {"forecast": 10, "detect": 200}
+"""Missions; those of one detection share their queries, and a forecast that is lost is dear."""
+_THREADS: Mapping[Kind, int] = {"forecast": 1, "detect": 4}
+"""Of a task: a forecast computes, a detection waits for its source."""
+_ATTEMPTS = 3
+"""After which a mission whose worker dies each time is given up."""
+_ANSWER = 5.0
+_JOINING = 60.0
+"""Seconds that a cluster has to answer, and then to take us in: Ray itself waits for many minutes."""
+_PROBING = 120.0
+"""Seconds that a node has to start a worker."""
+_ONE_THREAD = dict.fromkeys(
+    (
+        *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"),
+        *("NUMBA_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"),
+    ),
+    "1",
+)
+"""For workers, of which there is one a processor: libraries read these when they are loaded."""
+_PACKAGE = "anomaly-times"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a pass is to do.
+
+    Args:
+        kind: forecast or detect.
+        missions: any number, names apart.
+        now: with a time zone.
+        window: as for `detect_pass`.
+        since: as for `detect_pass` and `forecast_pass`.
+        write: else nothing is stored.
+        about: what the figures carry that the pass stores about itself; without, or where nothing is stored, none are.
+        refused: by name, missions that are not run, and why.
+        resting: as for `monitoring.tell`.
+        unreadable: as for `monitoring.tell`.
+    """
+
+    kind: Kind
+    missions: Sequence[Mission]
+    now: datetime
+    window: timedelta | None = None
+    since: Mapping[str, datetime] = field(default_factory=dict)
+    write: bool = True
+    about: About | None = None
+    refused: Mapping[str, AnomalyTimesError] = field(default_factory=dict)
+    resting: Collection[str] = ()
+    unreadable: Collection[str] = ()
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What came of a job: figures in the order of its missions, what was written (`None`: nothing was to be).
+
+    `untold` says in words what the pass could not store about itself, and what workers warned of.
+    """
+
+    outcomes: Sequence[Outcome]
+    written: Written | None
+    untold: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where missions read and write: sources by the name that missions know them by, and the folder of state."""
+
+    sources: Mapping[str, Source]
+    state: Path
+
+    def absolute(self) -> Places:
+        """The same for a process with another working folder."""
+        files = ("folder", "password_file", "bearer_token_file", "ca_file")
+        sources = {
+            name: source.model_copy(update={file: path.absolute() for file in files if (path := getattr(source, file))})
+            for name, source in self.sources.items()
+        }
+        return Places(sources, self.state.absolute())
+
+
+class Engine(Protocol):
+    """Does jobs, wherever that is."""
+
+    def run(
+        self,
+        job: Job,
+        stores: Mapping[str, Store],
+        *,
+        on_done: Callable[[], None] = lambda: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> Ran:
+        """Do this job; a mission that fails has its error in its outcome.
+
+        Args:
+            job: what to do.
+            stores: by the source that missions name.
+            on_done: called after each mission.
+            check: raises where the job must go no further; asked before missions begin, and before anything is stored.
+
+        Raises:
+            EngineError: the engine itself is lost.
+        """
+        ...
+
+
+def default_jobs() -> int:
+    """How many missions run at once in this process where nothing is said: reading waits, and models compute."""
+    return min(8, os.cpu_count() or 1)
+
+
+def run_pass(
+    kind: Kind,
+    missions: Sequence[Mission],
+    stores: Mapping[str, Store],
+    *,
+    now: datetime,
+    window: timedelta | None = None,
+    since: Mapping[str, datetime] | None = None,
+    mapper: Mapper = map,
+    write: bool = True,
+    about: About | None = None,
+    on_done: Callable[[Result], None] | None = None,
+) -> tuple[list[Result], Written | None]:
+    """Forecast or score missions in this process, and store the results; answers them with what was written.
+
+    Forecasts are stored one by one as they come, so that an interruption costs only those in work; scores together.
+
+    Args:
+        kind: what to do.
+        missions: any number.
+        stores: by the source that missions name.
+        now: with a time zone.
+        window: as for `detect_pass`.
+        since: as for `detect_pass` and `forecast_pass`.
+        mapper: runs the missions; one that ends early leaves missions out.
+        write: else nothing is stored, and `None` takes the place of what was written.
+        about: what the figures carry that the pass stores about itself; without, or where nothing is stored, none are.
+        on_done: told each result as it comes.
+    """
+    job = Job(kind, missions, now, window=window, since=since or {}, write=write, about=about)
+    done = _do(job, stores, mapper=mapper, on_done=on_done or (lambda _: None))
+    for untold in done.untold:
+        logger.warning("%s", untold)
+    return done.results, done.written if write else None
+
+
+@dataclass(frozen=True)
+class _Done:
+    results: list[Result]
+    written: Written
+    untold: list[str]
+    efforts: Mapping[str, Effort]
+
+
+def _do(
+    job: Job,
+    stores: Mapping[str, Store],
+    *,
+    mapper: Mapper,
+    on_done: Callable[[Result], None] = lambda _: None,
+    check: Callable[[], None] = lambda: None,
+    share: bool = False,
+) -> _Done:
+    """The job in this process; `share` says that it is a part of a pass, of which another tells as a whole."""
+    began, used = time.monotonic(), metered(stores)
+    results: list[Result] = []
+    total = Written()
+
+    def store(result: ForecastResult) -> None:
+        nonlocal total
+        if job.write:
+            check()
+            (result,), written = write_forecasts([result], used)
+            total += written
+        results.append(result)
+        on_done(result)
+
+    able = [mission for mission in job.missions if mission.name not in job.refused]
+    if job.kind == "forecast":
+        judged = job.write and job.about is not None
+        forecast_pass(able, used, now=job.now, mapper=mapper, judged=judged, since=job.since, on_done=store)
+    else:
+        found = detect_pass(able, used, now=job.now, window=job.window, since=job.since, mapper=mapper, on_done=on_done)
+        if job.write:
+            check()
+            found, total = write_scores(found, used)
+        results += found
+    results += _refused(job)
+    untold = []
+    if job.write and job.about is not None:
+        seconds = None if share else time.monotonic() - began
+        untold = tell(
+            *(job.kind, results, used),
+            about=job.about,
+            now=job.now,
+            seconds=seconds,
+            resting=job.resting,
+            unreadable=job.unreadable,
+        )
+    return _Done(results, total, untold, efforts(results, used, now=job.now))
+
+
+def _refused(job: Job) -> list[Result]:
+    return [
+        _failed(job.kind, mission, job.refused[mission.name]) for mission in job.missions if mission.name in job.refused
+    ]
+
+
+def _failed(kind: Kind, mission: Mission, error: AnomalyTimesError) -> Result:
+    made = ForecastResult if kind == "forecast" else DetectResult
+    return made(mission, error=error)
+
+
+@contextmanager
+def open_engine(name: EngineName, places: Places, *, address: str = "", jobs: int | None = None) -> Iterator[Engine]:
+    """The engine of that name, for as long as the block lasts.
+
+    Args:
+        name: `local` or `ray`.
+        places: where missions read and write; workers open them for themselves.
+        address: of a Ray cluster, as host:port; one of this machine is started, and stopped at the end, if empty.
+        jobs: missions at once here, or tasks at once on Ray.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        EngineError: the cluster is away, or differs from us in a version.
+    """
+    if name == "local":
+        yield _Local(jobs or default_jobs())
+        return
+    with _cluster(address, jobs) as ray:
+        processors = int(ray.cluster_resources().get("CPU", 0))
+        yield _OnRay(ray, places.absolute(), min(jobs or processors, processors))
+
+
+@dataclass(frozen=True)
+class _Local:
+    """Threads of this process."""
+
+    jobs: int
+
+    def run(
+        self,
+        job: Job,
+        stores: Mapping[str, Store],
+        *,
+        on_done: Callable[[], None] = lambda: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> Ran:
+        pool = ThreadPoolExecutor(self.jobs, thread_name_prefix="mission")
+
+        def mapper(function: Callable[[T], R], items: Iterable[T], /) -> Iterable[R]:
+            def unless_stopped(item: T) -> R:
+                check()
+                return function(item)
+
+            return pool.map(unless_stopped, items)
+
+        try:
+            done = _do(job, stores, mapper=mapper, on_done=lambda _: on_done(), check=check)
+        finally:
+            # What has not begun when one raises never does.
+            pool.shutdown(cancel_futures=True)
+        outcomes = [outcome_of(result) for result in done.results]
+        return Ran(_ordered(job, outcomes), done.written if job.write else None, done.untold)
+
+
+def _ordered(job: Job, outcomes: Iterable[Outcome]) -> list[Outcome]:
+    place = {mission.name: i for i, mission in enumerate(job.missions)}
+    return sorted(outcomes, key=lambda outcome: place[outcome.mission.name])
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Missions that one task takes, and how often they were tried before."""
+
+    missions: Sequence[Mission]
+    tried: int = 0
+
+
+@dataclass(frozen=True)
+class _OnRay:
+    """Tasks of a Ray cluster that this process has joined."""
+
+    ray: Any
+    places: Places
+    workers: int
+
+    def run(
+        self,
+        job: Job,
+        stores: Mapping[str, Store],
+        *,
+        on_done: Callable[[], None] = lambda: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> Ran:
+        began = time.monotonic()
+        # Ray would try again by itself, but all of a share, and where memory is short without an end.
+        work = self.ray.remote(_work).options(max_retries=0, num_cpus=1, runtime_env={"env_vars": _ONE_THREAD})
+        todo, at_work = deque(_shares(job, self.workers)), dict[Any, _Share]()
+        outcomes: list[Outcome] = []
+        failed, said, written = _refused(job), dict[str, None](), Written()
+        of_source: dict[str, Effort] = {}
+        try:
+            while todo or at_work:
+                check()
+                # One more than workers can take, so that none waits for us; the others wait here, as names alone.
+                while todo and len(at_work) < self.workers + 1:
+                    share = todo.popleft()
+                    at_work[work.remote(_part(job, share), self.places)] = share
+                ready, _ = self.ray.wait(list(at_work), timeout=1)
+                for ref in ready:
+                    share = at_work.pop(ref)
+                    try:
+                        summary: _Summary = self.ray.get(ref)
+                    except self.ray.exceptions.RayError as exc:
+                        again, given_up = _after_loss(job.kind, share, exc)
+                        todo += again
+                        failed += given_up
+                        for _ in given_up:
+                            on_done()
+                        continue
+                    outcomes += summary.outcomes
+                    written += summary.written
+                    said |= dict.fromkeys(summary.said)
+                    for source, more in summary.efforts.items():
+                        of_source[source] = of_source.get(source, Effort()) + more
+                    for _ in summary.outcomes:
+                        on_done()
+        finally:
+            for ref in at_work:
+                with suppress(self.ray.exceptions.RayError):
+                    self.ray.cancel(ref, force=True)
+        untold = list(said)
+        outcomes += [outcome_of(result) for result in failed]
+        if job.write and job.about is not None:
+            untold += tell(
+                *(job.kind, failed, metered(stores)),
+                about=job.about,
+                now=job.now,
+                seconds=time.monotonic() - began,
+                resting=job.resting,
+                unreadable=job.unreadable,
+                elsewhere=of_source,
+            )
+        return Ran(_ordered(job, outcomes), written if job.write else None, untold)
+
+
+def _shares(job: Job, workers: int) -> list[_Share]:
+    """The missions that can run, a few at a time; those that share queries stand together."""
+    able = [mission for mission in job.missions if mission.name not in job.refused]
+    if job.kind == "detect":
+        able.sort(key=lambda mission: (mission.source, mission.step, mission.detect.period))
+    size = math.ceil(len(able) / (_SHARES_A_WORKER[job.kind] * max(1, workers)))
+    size = max(1, min(size, _LARGEST_SHARE[job.kind]))
+    return [_Share(able[i : i + size]) for i in range(0, len(able), size)]
+
+
+def _part(job: Job, share: _Share) -> Job:
+    """The job of these missions alone."""
+    names = {mission.name for mission in share.missions}
+    since = {name: at for name, at in job.since.items() if name in names}
+    resting = [name for name in job.resting if name in names]
+    return replace(job, missions=share.missions, since=since, refused={}, resting=resting, unreadable=())
+
+
+def _after_loss(kind: Kind, share: _Share, exc: Exception) -> tuple[list[_Share], list[Result]]:
+    """What is done again, and what is given up, when the task of this share ended without an answer."""
+    # Which of several missions it was is told by running each alone.
+    if len(share.missions) > 1 or share.tried + 1 < _ATTEMPTS:
+        return [_Share([mission], share.tried + 1) for mission in share.missions], []
+    [mission] = share.missions
+    error = EngineError(
+        f"mission {mission.name} ended its worker {_ATTEMPTS} times: {_first_line(exc)}",
+        hint="a worker that is killed had too little memory most times: a shorter lookback, a longer step, fewer "
+        "series, or larger nodes",
+    )
+    return [], [_failed(kind, mission, error)]
+
+
+def _first_line(exc: BaseException) -> str:
+    return str(exc).strip().partition("\n")[0] or type(exc).__name__
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What a task answers: figures, never data."""
+
+    outcomes: Sequence[Outcome]
+    written: Written
+    said: Sequence[str]
+    efforts: Mapping[str, Effort]
+
+
+def _work(job: Job, places: Places) -> _Summary:
+    """The task: runs in a worker, which reads, computes, writes and tells for itself."""
+    heard = _Heard()
+    ours = logging.getLogger("anomaly_times")
+    ours.addHandler(heard)
+    needed = {mission.source for mission in job.missions}
+    threads = _THREADS[job.kind]
+    try:
+        with ExitStack() as stack:
+            stores = {
+                name: stack.enter_context(open_store(source, state=places.state))
+                for name, source in places.sources.items()
+                if name in needed
+            }
+            pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
+            done = _do(job, stores, mapper=pool.map if pool else map, share=True)
+    finally:
+        ours.removeHandler(heard)
+    outcomes = [outcome_of(result) for result in done.results]
+    return _Summary(outcomes, done.written, [*done.untold, *heard.said], done.efforts)
+
+
+class _Heard(logging.Handler):
+    """Warnings of a worker, for the one who asked: a worker's own log is on another machine."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine of a Ray cluster: its address, processors and GPUs, and what a worker there runs.
+
+    `error` says why no worker could be asked, or how it differs from us.
+    """
+
+    address: str
+    processors: int
+    gpus: int
+    versions: Mapping[str, str]
+    error: str = ""
+
+
+def nodes_of_cluster(address: str) -> list[Node]:
+    """The machines of a cluster, each asked what it runs.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        EngineError: the cluster is away, or takes us not in.
+    """
+    with _joined(address, None) as ray:
+        return _nodes(ray)
+
+
+@contextmanager
+def _cluster(address: str, processors: int | None) -> Iterator[Any]:
+    """The module `ray`, joined to a cluster on which our tasks can run."""
+    with _joined(address, processors) as ray:
+        nodes = _nodes(ray)
+        if unlike := [node for node in nodes if node.error]:
+            more = f" (and {len(unlike) - 1} more nodes)" if len(unlike) > 1 else ""
+            raise EngineError(
+                f"the node {unlike[0].address} of the Ray cluster cannot work for us{more}: {unlike[0].error}",
+                hint="every node needs the same Python and the same anomaly-times[ray] as this process; `at doctor "
+                "--on ray` lists them",
+            )
+        if not sum(node.processors for node in nodes):
+            raise EngineError("the Ray cluster has no processors for tasks", hint="start nodes with --num-cpus")
+        yield ray
+
+
+_joining = threading.Lock()
+_guests = 0
+"""Passes of this process that use the cluster now: Ray is one a process."""
+_joined_to = ""
+
+
+@contextmanager
+def _joined(address: str, processors: int | None) -> Iterator[Any]:
+    """The module `ray`, joined to the cluster at `address`, or to one of this machine that ends with the block.
+
+    Where whoever runs us has joined a cluster already, that one is used, and left alone.
+    """
+    global _guests, _joined_to
+    ray = _import_ray()
+    with _joining:
+        own = _guests > 0 or not ray.is_initialized()
+        if _guests and _joined_to != address:
+            raise UsageError(f"this process has joined the Ray cluster {_joined_to or 'of this machine'!r} already")
+        if not ray.is_initialized():
+            _join(ray, address, processors)
+            _joined_to = address
+        _guests += own
+    try:
+        yield ray
+    finally:
+        with _joining:
+            _guests -= own
+            if own and not _guests:
+                ray.shutdown()
+
+
+def _import_ray() -> Any:
+    # Read when Ray is loaded; whoever wants to send statistics says so.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as exc:
+        raise MissingExtraError("Ray is not installed", extra="ray") from exc
+    return ray
+
+
+def _join(ray: Any, address: str, processors: int | None) -> None:
+    quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
+    if not address:
+        try:
+            ray.init("local", num_cpus=processors or os.cpu_count(), include_dashboard=False, **quiet)
+        except Exception as exc:
+            raise EngineError(
+                f"no Ray cluster can be started on this machine: {_first_line(exc)}",
+                hint="is there room in /dev/shm and in the folder for temporary files?",
+            ) from exc
+        return
+    hint = "is `ray start --head` running there? AT_RAY_ADDRESS and --ray-address take host:port of its head"
+    place = urlsplit(f"//{address}")
+    try:
+        socket.create_connection((place.hostname, place.port), timeout=_ANSWER).close()
+    except (OSError, ValueError) as exc:
+        raise EngineError(f"no Ray cluster answers at {address}: {exc}", hint=hint) from exc
+    joining: Future[None] = Future()
+
+    def join() -> None:
+        try:
+            ray.init(address, **quiet)
+        except BaseException as exc:  # noqa: BLE001 - handed to the one who waits
+            joining.set_exception(exc)
+        else:
+            joining.set_result(None)
+
+    # A thread that can be left behind: what answers and is no Ray keeps `ray.init` waiting for minutes.
+    threading.Thread(target=join, name="join-ray", daemon=True).start()
+    try:
+        joining.result(_JOINING)
+    except TimeoutError as exc:
+        raise EngineError(f"what answers at {address} takes us into no Ray cluster", hint=hint) from exc
+    except Exception as exc:
+        text = " ".join(str(exc).split())
+        if "ersion mismatch" in text:
+            hint = "run the same Python and Ray on both sides"
+        raise EngineError(f"the Ray cluster at {address} cannot be joined: {text}", hint=hint) from exc
+
+
+def _versions() -> dict[str, str]:
+    """What must be alike on both sides."""
+    return {"python": platform.python_version(), _PACKAGE: importlib.metadata.version(_PACKAGE)}
+
+
+def _nodes(ray: Any) -> list[Node]:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ask = ray.remote(_versions)
+    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    asked = [
+        ask.options(
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+            runtime_env={"env_vars": _ONE_THREAD},
+        ).remote()
+        for node in alive
+    ]
+    deadline = time.monotonic() + _PROBING
+    return [
+        _asked(ray, node, answer, max(0.0, deadline - time.monotonic()))
+        for node, answer in zip(alive, asked, strict=True)
+    ]
+
+
+def _asked(ray: Any, node: Mapping[str, Any], answer: Any, patience: float) -> Node:
+    resources, versions, error = node["Resources"], dict[str, str](), ""
+    try:
+        versions = ray.get(answer, timeout=patience)
+    except ray.exceptions.GetTimeoutError:
+        error = "it starts no worker"
+    except ray.exceptions.RayError as exc:
+        missing = "No module named" in str(exc)
+        error = "anomaly-times is not installed there" if missing else " ".join(str(exc).split())[-300:]
+    ours = _versions()
+    if versions and versions != ours:
+        error = "; ".join(
+            f"it has {name} {versions[name]}, we have {version}"
+            for name, version in ours.items()
+            if versions.get(name) != version
+        )
+    address = node["NodeManagerAddress"]
+    return Node(address, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), versions, error)
