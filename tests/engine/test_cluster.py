@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anomaly_times import engine
-from anomaly_times.engine import Job, Node, Places, Ran, nodes_of_cluster, open_engine
+from anomaly_times.engine import EngineName, Job, Node, Places, Ran, cluster, nodes_of_cluster, open_engine
 from anomaly_times.errors import EngineError, MissingExtraError
 from anomaly_times.mission import Mission
 from anomaly_times.monitoring import About
@@ -69,7 +68,7 @@ def exported(server: servers.Server) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def ran(name: engine.EngineName, server: servers.Server, job: Job, state: Path, **how: Any) -> Ran:
+def ran(name: EngineName, server: servers.Server, job: Job, state: Path, **how: Any) -> Ran:
     places = Places({"": source_for_url(server.url)}, state)
     with open_store(places.sources[""], state=state) as store, open_engine(name, places, **how) as opened:
         return opened.run(job, {"": store})
@@ -110,9 +109,9 @@ def test_what_answers_and_is_no_ray_keeps_nobody_waiting(tmp_path: Path) -> None
     pytest.importorskip("ray")
     # In a process of its own, for Ray goes on trying in a thread until that ends.
     program = (
-        "import sys; from anomaly_times import engine; engine._JOINING = 3.0\n"
-        "try: engine.nodes_of_cluster(sys.argv[1])\n"
-        "except engine.EngineError as exc: print(exc.message, flush=True); import os; os._exit(exc.exit_code)"
+        "import sys; from anomaly_times.engine import cluster; cluster._JOINING = 3.0\n"
+        "try: cluster.nodes_of_cluster(sys.argv[1])\n"
+        "except cluster.EngineError as exc: print(exc.message, flush=True); import os; os._exit(exc.exit_code)"
     )
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
@@ -123,12 +122,12 @@ def test_what_answers_and_is_no_ray_keeps_nobody_waiting(tmp_path: Path) -> None
 
 
 def test_a_share_that_is_lost_runs_again_alone_and_the_one_that_kills_is_named() -> None:
-    share = engine._Share([mission("a"), mission("b")])
-    again, given_up = engine._after_loss("forecast", share, RuntimeError("died"))
+    share = cluster._Share([mission("a"), mission("b")])
+    again, given_up = cluster._after_loss("forecast", share, RuntimeError("died"))
     assert ([[m.name for m in each.missions] for each in again], given_up) == ([["a"], ["b"]], [])
-    [again], given_up = engine._after_loss("forecast", again[0], RuntimeError("died"))
+    [again], given_up = cluster._after_loss("forecast", again[0], RuntimeError("died"))
     assert (again.tried, given_up) == (2, [])
-    none, [failed] = engine._after_loss("forecast", again, RuntimeError("died"))
+    none, [failed] = cluster._after_loss("forecast", again, RuntimeError("died"))
     assert none == []
     assert failed.error is not None
     assert failed.error.message == "mission a ended its worker 3 times: died"
@@ -137,7 +136,7 @@ def test_a_share_that_is_lost_runs_again_alone_and_the_one_that_kills_is_named()
 
 def test_shares_are_small_and_hold_every_mission_once() -> None:
     missions = [mission(f"m{i}") for i in range(101)]
-    shares = engine._shares(Job("forecast", missions, NOW), 2)
+    shares = cluster._shares(Job("forecast", missions, NOW), 2)
     assert max(len(share.missions) for share in shares) == 10
     assert [m.name for share in shares for m in share.missions] == [m.name for m in missions]
 
@@ -150,8 +149,8 @@ def test_a_cluster_with_other_versions_is_refused_by_node(monkeypatch: pytest.Mo
         def __enter__(self) -> None: ...
         def __exit__(self, *_: object) -> None: ...
 
-    monkeypatch.setattr(engine, "_joined", lambda *_: Joined())
-    monkeypatch.setattr(engine, "_nodes", lambda _: [Node("10.0.0.6", 4, 0, {}), node])
+    monkeypatch.setattr(cluster, "_joined", lambda *_: Joined())
+    monkeypatch.setattr(cluster, "_nodes", lambda _: [Node("10.0.0.6", 4, 0, {}), node])
     told = r"10\.0\.0\.7.*it has python 3\.12\.1, we have 3\.11\.7"
     with pytest.raises(EngineError, match=told) as caught, open_engine("ray", PLACES):
         pass
@@ -223,15 +222,15 @@ def test_a_worker_that_is_killed_costs_nothing(start: Callable[..., servers.Serv
     killer = threading.Thread(target=kill)
     killer.start()
     places = Places({"": source_for_url(hurt.url)}, tmp_path)
-    lost: list[engine._Share] = []
-    after_loss = engine._after_loss
+    lost: list[cluster._Share] = []
+    after_loss = cluster._after_loss
 
-    def noted(kind: Any, share: engine._Share, exc: Exception) -> Any:
+    def noted(kind: Any, share: cluster._Share, exc: Exception) -> Any:
         lost.append(share)
         return after_loss(kind, share, exc)
 
     with pytest.MonkeyPatch.context() as patch, open_store(places.sources[""], state=tmp_path) as store:
-        patch.setattr(engine, "_after_loss", noted)
+        patch.setattr(cluster, "_after_loss", noted)
         with open_engine("ray", places, jobs=2) as opened:
             found = opened.run(job, {"": store}, on_done=done.release)
     killer.join()
@@ -253,6 +252,6 @@ def test_a_node_with_another_version_says_which(ray_address: str, monkeypatch: p
     import ray
 
     answer = ray.put({"python": "3.11.0", "anomaly-times": "0.0.1"})
-    monkeypatch.setattr(engine, "_versions", lambda: {"python": "3.11.0", "anomaly-times": "0.2.0"})
+    monkeypatch.setattr(cluster, "_versions", lambda: {"python": "3.11.0", "anomaly-times": "0.2.0"})
     described = {"Resources": {"CPU": 2.0}, "NodeManagerAddress": "10.0.0.7"}
-    assert engine._asked(ray, described, answer, 30).error == "it has anomaly-times 0.0.1, we have 0.2.0"
+    assert cluster._asked(ray, described, answer, 30).error == "it has anomaly-times 0.0.1, we have 0.2.0"

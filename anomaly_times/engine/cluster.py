@@ -1,9 +1,8 @@
-"""Where a pass runs: in this process by threads, or spread over a Ray cluster; both give the same results.
+"""Passes spread over a Ray cluster: all that knows Ray.
 
-`open_engine` gives an engine, and its `run` does a `Job`: reads, forecasts or detects, writes, and tells about itself.
-On Ray a task takes a few missions, opens stores of its own and answers figures alone, so no data passes through the
-process that asks. It is safe to run missions of a lost worker again: what a pass writes has the timestamps that its
-`now` says, whoever writes it.
+A task takes a few missions, opens stores of its own and answers figures alone, so no data passes through the process
+that asks. It is safe to run missions of a lost worker again: what a pass writes has the timestamps that its `now` says,
+whoever writes it.
 """
 
 from __future__ import annotations
@@ -17,52 +16,22 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import urlsplit
 
 from anomaly_times.conventions import Kind
-from anomaly_times.errors import AnomalyTimesError, EngineError, MissingExtraError, UsageError
+from anomaly_times.engine.job import Job, Places, Ran, failed, ordered, refused
+from anomaly_times.engine.local import do_here
+from anomaly_times.errors import EngineError, MissingExtraError, UsageError
 from anomaly_times.mission import Mission
-from anomaly_times.monitoring import About, Effort, Result, efforts, tell
+from anomaly_times.monitoring import Effort, Result, tell
 from anomaly_times.outcome import Outcome, outcome_of
-from anomaly_times.passes import (
-    DetectResult,
-    ForecastResult,
-    Mapper,
-    detect_pass,
-    forecast_pass,
-    write_forecasts,
-    write_scores,
-)
-from anomaly_times.settings import Source
 from anomaly_times.stores import Store, Written, open_store
 from anomaly_times.stores.metered import metered
-
-__all__ = [
-    "Engine",
-    "EngineName",
-    "Job",
-    "Node",
-    "Places",
-    "Ran",
-    "default_jobs",
-    "nodes_of_cluster",
-    "open_engine",
-    "run_pass",
-]
-
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-EngineName = Literal["local", "ray"]
 
 _SHARES_A_WORKER: Mapping[Kind, int] = {"forecast": 4, "detect": 2}
 """So many shares for each worker even out missions that take longer than others."""
@@ -89,256 +58,6 @@ _PACKAGE = "anomaly-times"
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a pass is to do.
-
-    Args:
-        kind: forecast or detect.
-        missions: any number, names apart.
-        now: with a time zone.
-        window: as for `detect_pass`.
-        since: as for `detect_pass` and `forecast_pass`.
-        write: else nothing is stored.
-        about: what the figures carry that the pass stores about itself; without, or where nothing is stored, none are.
-        refused: by name, missions that are not run, and why.
-        resting: as for `monitoring.tell`.
-        unreadable: as for `monitoring.tell`.
-    """
-
-    kind: Kind
-    missions: Sequence[Mission]
-    now: datetime
-    window: timedelta | None = None
-    since: Mapping[str, datetime] = field(default_factory=dict)
-    write: bool = True
-    about: About | None = None
-    refused: Mapping[str, AnomalyTimesError] = field(default_factory=dict)
-    resting: Collection[str] = ()
-    unreadable: Collection[str] = ()
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What came of a job: figures in the order of its missions, what was written (`None`: nothing was to be).
-
-    `untold` says in words what the pass could not store about itself, and what workers warned of.
-    """
-
-    outcomes: Sequence[Outcome]
-    written: Written | None
-    untold: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where missions read and write: sources by the name that missions know them by, and the folder of state."""
-
-    sources: Mapping[str, Source]
-    state: Path
-
-    def absolute(self) -> Places:
-        """The same for a process with another working folder."""
-        files = ("folder", "password_file", "bearer_token_file", "ca_file")
-        sources = {
-            name: source.model_copy(update={file: path.absolute() for file in files if (path := getattr(source, file))})
-            for name, source in self.sources.items()
-        }
-        return Places(sources, self.state.absolute())
-
-
-class Engine(Protocol):
-    """Does jobs, wherever that is."""
-
-    def run(
-        self,
-        job: Job,
-        stores: Mapping[str, Store],
-        *,
-        on_done: Callable[[], None] = lambda: None,
-        check: Callable[[], None] = lambda: None,
-    ) -> Ran:
-        """Do this job; a mission that fails has its error in its outcome.
-
-        Args:
-            job: what to do.
-            stores: by the source that missions name.
-            on_done: called after each mission.
-            check: raises where the job must go no further; asked before missions begin, and before anything is stored.
-
-        Raises:
-            EngineError: the engine itself is lost.
-        """
-        ...
-
-
-def default_jobs() -> int:
-    """How many missions run at once in this process where nothing is said: reading waits, and models compute."""
-    return min(8, os.cpu_count() or 1)
-
-
-def run_pass(
-    kind: Kind,
-    missions: Sequence[Mission],
-    stores: Mapping[str, Store],
-    *,
-    now: datetime,
-    window: timedelta | None = None,
-    since: Mapping[str, datetime] | None = None,
-    mapper: Mapper = map,
-    write: bool = True,
-    about: About | None = None,
-    on_done: Callable[[Result], None] | None = None,
-) -> tuple[list[Result], Written | None]:
-    """Forecast or score missions in this process, and store the results; answers them with what was written.
-
-    Forecasts are stored one by one as they come, so that an interruption costs only those in work; scores together.
-
-    Args:
-        kind: what to do.
-        missions: any number.
-        stores: by the source that missions name.
-        now: with a time zone.
-        window: as for `detect_pass`.
-        since: as for `detect_pass` and `forecast_pass`.
-        mapper: runs the missions; one that ends early leaves missions out.
-        write: else nothing is stored, and `None` takes the place of what was written.
-        about: what the figures carry that the pass stores about itself; without, or where nothing is stored, none are.
-        on_done: told each result as it comes.
-    """
-    job = Job(kind, missions, now, window=window, since=since or {}, write=write, about=about)
-    done = _do(job, stores, mapper=mapper, on_done=on_done or (lambda _: None))
-    for untold in done.untold:
-        logger.warning("%s", untold)
-    return done.results, done.written if write else None
-
-
-@dataclass(frozen=True)
-class _Done:
-    results: list[Result]
-    written: Written
-    untold: list[str]
-    efforts: Mapping[str, Effort]
-
-
-def _do(
-    job: Job,
-    stores: Mapping[str, Store],
-    *,
-    mapper: Mapper,
-    on_done: Callable[[Result], None] = lambda _: None,
-    check: Callable[[], None] = lambda: None,
-    share: bool = False,
-) -> _Done:
-    """The job in this process; `share` says that it is a part of a pass, of which another tells as a whole."""
-    began, used = time.monotonic(), metered(stores)
-    results: list[Result] = []
-    total = Written()
-
-    def store(result: ForecastResult) -> None:
-        nonlocal total
-        if job.write:
-            check()
-            (result,), written = write_forecasts([result], used)
-            total += written
-        results.append(result)
-        on_done(result)
-
-    able = [mission for mission in job.missions if mission.name not in job.refused]
-    if job.kind == "forecast":
-        judged = job.write and job.about is not None
-        forecast_pass(able, used, now=job.now, mapper=mapper, judged=judged, since=job.since, on_done=store)
-    else:
-        found = detect_pass(able, used, now=job.now, window=job.window, since=job.since, mapper=mapper, on_done=on_done)
-        if job.write:
-            check()
-            found, total = write_scores(found, used)
-        results += found
-    results += _refused(job)
-    untold = []
-    if job.write and job.about is not None:
-        seconds = None if share else time.monotonic() - began
-        untold = tell(
-            *(job.kind, results, used),
-            about=job.about,
-            now=job.now,
-            seconds=seconds,
-            resting=job.resting,
-            unreadable=job.unreadable,
-        )
-    return _Done(results, total, untold, efforts(results, used, now=job.now))
-
-
-def _refused(job: Job) -> list[Result]:
-    return [
-        _failed(job.kind, mission, job.refused[mission.name]) for mission in job.missions if mission.name in job.refused
-    ]
-
-
-def _failed(kind: Kind, mission: Mission, error: AnomalyTimesError) -> Result:
-    made = ForecastResult if kind == "forecast" else DetectResult
-    return made(mission, error=error)
-
-
-@contextmanager
-def open_engine(name: EngineName, places: Places, *, address: str = "", jobs: int | None = None) -> Iterator[Engine]:
-    """The engine of that name, for as long as the block lasts.
-
-    Args:
-        name: `local` or `ray`.
-        places: where missions read and write; workers open them for themselves.
-        address: of a Ray cluster, as host:port; one of this machine is started, and stopped at the end, if empty.
-        jobs: missions at once here, or tasks at once on Ray.
-
-    Raises:
-        MissingExtraError: Ray is not installed.
-        EngineError: the cluster is away, or differs from us in a version.
-    """
-    if name == "local":
-        yield _Local(jobs or default_jobs())
-        return
-    with _cluster(address, jobs) as ray:
-        processors = int(ray.cluster_resources().get("CPU", 0))
-        yield _OnRay(ray, places.absolute(), min(jobs or processors, processors))
-
-
-@dataclass(frozen=True)
-class _Local:
-    """Threads of this process."""
-
-    jobs: int
-
-    def run(
-        self,
-        job: Job,
-        stores: Mapping[str, Store],
-        *,
-        on_done: Callable[[], None] = lambda: None,
-        check: Callable[[], None] = lambda: None,
-    ) -> Ran:
-        pool = ThreadPoolExecutor(self.jobs, thread_name_prefix="mission")
-
-        def mapper(function: Callable[[T], R], items: Iterable[T], /) -> Iterable[R]:
-            def unless_stopped(item: T) -> R:
-                check()
-                return function(item)
-
-            return pool.map(unless_stopped, items)
-
-        try:
-            done = _do(job, stores, mapper=mapper, on_done=lambda _: on_done(), check=check)
-        finally:
-            # What has not begun when one raises never does.
-            pool.shutdown(cancel_futures=True)
-        outcomes = [outcome_of(result) for result in done.results]
-        return Ran(_ordered(job, outcomes), done.written if job.write else None, done.untold)
-
-
-def _ordered(job: Job, outcomes: Iterable[Outcome]) -> list[Outcome]:
-    place = {mission.name: i for i, mission in enumerate(job.missions)}
-    return sorted(outcomes, key=lambda outcome: place[outcome.mission.name])
-
-
-@dataclass(frozen=True)
 class _Share:
     """Missions that one task takes, and how often they were tried before."""
 
@@ -347,8 +66,8 @@ class _Share:
 
 
 @dataclass(frozen=True)
-class _OnRay:
-    """Tasks of a Ray cluster that this process has joined."""
+class OnRay:
+    """The engine of tasks of a Ray cluster that this process has joined."""
 
     ray: Any
     places: Places
@@ -362,12 +81,13 @@ class _OnRay:
         on_done: Callable[[], None] = lambda: None,
         check: Callable[[], None] = lambda: None,
     ) -> Ran:
+        """As `Engine.run` says; missions of a worker that is lost are run again."""
         began = time.monotonic()
         # Ray would try again by itself, but all of a share, and where memory is short without an end.
         work = self.ray.remote(_work).options(max_retries=0, num_cpus=1, runtime_env={"env_vars": _ONE_THREAD})
         todo, at_work = deque(_shares(job, self.workers)), dict[Any, _Share]()
         outcomes: list[Outcome] = []
-        failed, said, written = _refused(job), dict[str, None](), Written()
+        lost, said, written = refused(job), dict[str, None](), Written()
         of_source: dict[str, Effort] = {}
         try:
             while todo or at_work:
@@ -384,7 +104,7 @@ class _OnRay:
                     except self.ray.exceptions.RayError as exc:
                         again, given_up = _after_loss(job.kind, share, exc)
                         todo += again
-                        failed += given_up
+                        lost += given_up
                         for _ in given_up:
                             on_done()
                         continue
@@ -400,10 +120,10 @@ class _OnRay:
                 with suppress(self.ray.exceptions.RayError):
                     self.ray.cancel(ref, force=True)
         untold = list(said)
-        outcomes += [outcome_of(result) for result in failed]
+        outcomes += [outcome_of(result) for result in lost]
         if job.write and job.about is not None:
             untold += tell(
-                *(job.kind, failed, metered(stores)),
+                *(job.kind, lost, metered(stores)),
                 about=job.about,
                 now=job.now,
                 seconds=time.monotonic() - began,
@@ -411,7 +131,7 @@ class _OnRay:
                 unreadable=job.unreadable,
                 elsewhere=of_source,
             )
-        return Ran(_ordered(job, outcomes), written if job.write else None, untold)
+        return Ran(ordered(job, outcomes), written if job.write else None, untold)
 
 
 def _shares(job: Job, workers: int) -> list[_Share]:
@@ -443,7 +163,7 @@ def _after_loss(kind: Kind, share: _Share, exc: Exception) -> tuple[list[_Share]
         hint="a worker that is killed had too little memory most times: a shorter lookback, a longer step, fewer "
         "series, or larger nodes",
     )
-    return [], [_failed(kind, mission, error)]
+    return [], [failed(kind, mission, error)]
 
 
 def _first_line(exc: BaseException) -> str:
@@ -475,7 +195,7 @@ def _work(job: Job, places: Places) -> _Summary:
                 if name in needed
             }
             pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
-            done = _do(job, stores, mapper=pool.map if pool else map, share=True)
+            done = do_here(job, stores, mapper=pool.map if pool else map, share=True)
     finally:
         ours.removeHandler(heard)
     outcomes = [outcome_of(result) for result in done.results]
@@ -516,6 +236,24 @@ def nodes_of_cluster(address: str) -> list[Node]:
     """
     with _joined(address, None) as ray:
         return _nodes(ray)
+
+
+@contextmanager
+def open_cluster(places: Places, *, address: str = "", jobs: int | None = None) -> Iterator[OnRay]:
+    """The engine on the Ray cluster at `address`, or on one of this machine that ends with the block.
+
+    Args:
+        places: where missions read and write; workers open them for themselves.
+        address: host:port of the cluster's head, or empty.
+        jobs: tasks at once, at most as many as the cluster has processors.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        EngineError: the cluster is away, or differs from us in a version.
+    """
+    with _cluster(address, jobs) as ray:
+        processors = int(ray.cluster_resources().get("CPU", 0))
+        yield OnRay(ray, places.absolute(), min(jobs or processors, processors))
 
 
 @contextmanager
