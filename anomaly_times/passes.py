@@ -34,6 +34,7 @@ from anomaly_times.models.rebase import rebased
 from anomaly_times.panel import Evidence, Floats, Forecast, Grid, Labels, Limits, Panel, Scores, round_significant
 from anomaly_times.quality import Quality, judge, naive_season
 from anomaly_times.stores import Store, Written
+from anomaly_times.stores.shared import Asked, SharedReads
 
 __all__ = [
     "DetectResult",
@@ -120,7 +121,7 @@ def forecast_pass(
     """Forecast each mission from the last complete time before `now`; nothing is written.
 
     Args:
-        missions: what to forecast.
+        missions: what to forecast; those alike in source, query, history and `max_series` share what is read.
         stores: by the source that missions name.
         now: with a time zone; the cutoff is the last grid time not after now − offset.
         mapper: runs the missions.
@@ -130,11 +131,15 @@ def forecast_pass(
         tunings: those of earlier passes, which need not be made again; not for several threads.
         on_done: told each result as it comes.
     """
+    asked = {mission.name: _history_asked(mission, now) for mission in missions}
+    reads = SharedReads(asked.values())
 
     def one(mission: Mission) -> ForecastResult:
         try:
+            store = _store(stores, mission)
             return _forecast(
-                *(mission, _store(stores, mission)),
+                *(mission, store),
+                read=lambda: reads.read(asked[mission.name], store),
                 now=now,
                 keep_history=keep_history,
                 judged=judged,
@@ -144,13 +149,25 @@ def forecast_pass(
         except Exception as exc:  # noqa: BLE001 - the border between missions: none may stop its neighbours
             return ForecastResult(mission, error=_as_error(exc, mission))
 
-    return _collect(mapper(one, missions), on_done)
+    # Those that share a read one after the other, so that no panel waits long for its last reader.
+    first: dict[Asked, int] = {}
+    for place, mission in enumerate(missions):
+        first.setdefault(asked[mission.name], place)
+    together = sorted(missions, key=lambda mission: first[asked[mission.name]])
+    results = _collect(mapper(one, together), on_done)
+    places = {mission.name: place for place, mission in enumerate(missions)}
+    return sorted(results, key=lambda result: places[result.mission.name])
+
+
+def _history_asked(mission: Mission, now: datetime) -> Asked:
+    return Asked(mission.source, mission.promql, mission.history_grid(now), mission.max_series)
 
 
 def _forecast(
     mission: Mission,
     store: Store,
     *,
+    read: Callable[[], Panel],
     now: datetime,
     keep_history: bool,
     judged: bool,
@@ -159,7 +176,7 @@ def _forecast(
 ) -> ForecastResult:
     # Before the history is read: a model that cannot be built needs none.
     model = build_model(mission.forecast.model, season=mission.season, timezone=mission.timezone)
-    history = store.read(mission.promql, mission.history_grid(now), max_series=mission.max_series)
+    history = read()
     began = time.thread_time()
     silent = min(history.grid.n, max(1, _SILENT // mission.step))
     alive = np.isfinite(history.y[:, -silent:]).any(axis=1)

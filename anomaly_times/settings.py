@@ -107,6 +107,7 @@ class Source(BaseModel):
     connect_timeout: Duration = parse_duration("5s")
     timeout: Duration = Field(default=parse_duration("60s"), description="deadline of one request, all of it")
     max_response_bytes: int = Field(default=2_000_000_000, gt=0, description="decoded size of one answer at most")
+    max_concurrent_queries: int = Field(default=8, gt=0, description="queries of one process at once")
 
     @field_validator("url", "read", "write", "readback")
     @classmethod

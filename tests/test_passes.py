@@ -112,6 +112,50 @@ def test_what_runs_for_minutes_says_so_before_it_starts(
     assert message.endswith(" of one core for a forecast of 2 series at this step")
 
 
+class CountingStore(MemoryStore):
+    """Counts reads by query."""
+
+    def __init__(self, kept: Mapping[str, Panel | AnomalyTimesError]) -> None:
+        super().__init__(kept)
+        self.reads: list[str] = []
+
+    def read(self, promql: str, grid: Grid, *, max_series: int = 10_000) -> Panel:
+        self.reads.append(promql)
+        return super().read(promql, grid, max_series=max_series)
+
+
+def test_missions_of_one_query_read_it_once() -> None:
+    week = {"forecast": {"lookback": "7d", "model": "profile"}}
+    missions = [
+        mission("a"),
+        mission("other", "other"),
+        mission("b", **week),
+        mission("short", forecast={"lookback": "6d", "model": "seasonal_naive"}),
+        mission("few", max_series=1),
+        mission("c"),
+    ]
+    store = CountingStore({"load": series(), "other": series()})
+    with ThreadPoolExecutor(4) as pool:
+        results = forecast_pass(missions, {"": store}, now=NOW, mapper=pool.map)
+    # What is asked for otherwise is read on its own: a shorter history, another limit of series.
+    assert sorted(store.reads) == ["load", "load", "load", "other"]
+    assert [result.mission.name for result in results] == ["a", "other", "b", "short", "few", "c"]
+    assert [result.mission.name for result in results if result.error] == ["few"]
+    (alone,) = forecast_pass([mission("b", **week)], {"": MemoryStore({"load": series()})}, now=NOW)
+    together = results[2].forecast
+    assert together is not None
+    assert alone.forecast is not None
+    for part in ("yhat", "lower", "upper"):
+        assert np.array_equal(getattr(together, part), getattr(alone.forecast, part))
+
+
+def test_a_read_that_fails_is_asked_once_and_fails_each_of_its_missions() -> None:
+    store = CountingStore({"load": series(), "away": StoreUnavailableError("nobody there")})
+    results = forecast_pass([mission("a", "away"), mission("b"), mission("c", "away")], {"": store}, now=NOW)
+    assert sorted(store.reads) == ["away", "load"]
+    assert [type(result.error) for result in results] == [StoreUnavailableError, type(None), StoreUnavailableError]
+
+
 def test_a_bug_in_one_mission_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anomaly_times.scoring.resolution", lambda _: 1 / 0)
     (result,) = forecast_pass([mission()], {"": MemoryStore({"load": series()})}, now=NOW)

@@ -79,6 +79,7 @@ class PrometheusStore:
         self.kept_since = np.iinfo(np.int64).max
         """The time of the oldest sample that the server is known to have kept, in ms since the epoch."""
         self._lock = threading.Lock()
+        self._turns = threading.BoundedSemaphore(source.max_concurrent_queries)
         self._victoria: dict[str, bool] = {}
         self._layouts: dict[tuple[str, ...], _Layout] = {}
         self._limits: dict[str, dict[int, _StoredLimits]] = {}
@@ -314,7 +315,8 @@ class PrometheusStore:
             "extra_label": [f"{name}={value}" for name, value in self.source.extra_labels.items()],
             "extra_filters[]": list(self.source.extra_filters),
         }
-        return self.client.request(method, f"{base}/api/v1/{endpoint}", params=form, max_bytes=max_bytes)
+        with self._turns:
+            return self.client.request(method, f"{base}/api/v1/{endpoint}", params=form, max_bytes=max_bytes)
 
     def _is_victoria(self, base: str) -> bool:
         with self._lock:

@@ -3,8 +3,12 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -576,3 +580,40 @@ def test_too_many_series_is_an_error_of_its_own(server: Server, metric: str, tmp
     load(server, metric, {"a": {at(3): 1.0}, "b": {at(3): 1.0}})
     with store_of(server, tmp_path) as store, pytest.raises(TooManySeriesError, match="2 or more series"):
         store.read(metric, RECENT, max_series=1)
+
+
+def test_a_source_is_asked_no_more_at_once_than_it_says(tmp_path: Path) -> None:
+    at_work, most, asked = 0, 0, 0
+    lock = threading.Lock()
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            nonlocal at_work, most, asked
+            self.rfile.read(int(self.headers["Content-Length"]))
+            with lock:
+                at_work, asked = at_work + 1, asked + 1
+                most = max(most, at_work)
+            time.sleep(0.05)
+            with lock:
+                at_work -= 1
+            result = [{"metric": {"i": "a"}, "values": [[RECENT.start.timestamp(), "1"]]}]
+            kind = "matrix" if "query_range" in self.path else "vector"
+            body = json.dumps(
+                {"status": "success", "data": {"resultType": kind, "result": result if kind == "matrix" else []}}
+            )
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server, ThreadPoolExecutor(12) as pool:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        source = Source(url=f"http://127.0.0.1:{server.server_port}", max_concurrent_queries=3)
+        with open_store(source, state=tmp_path) as store:
+            panels = list(pool.map(lambda i: store.read(f"m{i}", RECENT), range(24)))
+        server.shutdown()
+    assert [panel.y[0, 0] for panel in panels] == [1.0] * 24
+    assert asked == 25  # and once whether it is VictoriaMetrics
+    assert most == 3
