@@ -49,6 +49,8 @@ def pass_over_files(kind: Kind, files: Sequence[Path] | None, params: Mapping[st
         job = Job(kind, missions, now, window=window, write=not params["dry_run"], about=About(settings.project))
         places = Places(opened.sources, settings.state_url)
         engine: EngineName = params["on"].value if params["on"] is not None else settings.engine
+        if engine == "local" and params["ray_address"]:
+            raise UsageError("--ray-address goes with --on ray", hint="or with `engine: ray` in the settings")
         address = params["ray_address"] or settings.ray_address
         with (
             open_engine(engine, places, address=address, jobs=params["jobs"]) as running,

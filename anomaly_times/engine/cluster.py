@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 from anomaly_times.conventions import Kind
 from anomaly_times.engine.job import Job, Places, Ran, failed, ordered, refused
 from anomaly_times.engine.local import do_here
-from anomaly_times.errors import EngineError, MissingExtraError, UsageError
+from anomaly_times.errors import AnomalyTimesError, EngineError, MissingExtraError, UsageError
 from anomaly_times.mission import Mission
 from anomaly_times.monitoring import Effort, Result, tell
 from anomaly_times.outcome import Outcome, outcome_of
@@ -44,6 +44,8 @@ _ATTEMPTS = 3
 _ANSWER = 5.0
 _JOINING = 60.0
 """Seconds that a cluster has to answer, and then to take us in: Ray itself waits for many minutes."""
+_LOOKING, _HEADLESS = 1.0, 15.0
+"""Seconds between looks for the head, and how long it may be away: after 60 Ray ends this process."""
 _PROBING = 120.0
 """Seconds that a node has to start a worker."""
 _ONE_THREAD = dict.fromkeys(
@@ -89,14 +91,16 @@ class OnRay:
         outcomes: list[Outcome] = []
         lost, said, written = refused(job), dict[str, None](), Written()
         of_source: dict[str, Effort] = {}
+        head = _Head(self.ray.get_runtime_context().gcs_address)
         try:
             while todo or at_work:
                 check()
+                head.check()
                 # One more than workers can take, so that none waits for us; the others wait here, as names alone.
                 while todo and len(at_work) < self.workers + 1:
                     share = todo.popleft()
                     at_work[work.remote(_part(job, share), self.places)] = share
-                ready, _ = self.ray.wait(list(at_work), timeout=1)
+                ready, _ = self.ray.wait(list(at_work), timeout=_LOOKING)
                 for ref in ready:
                     share = at_work.pop(ref)
                     try:
@@ -116,7 +120,8 @@ class OnRay:
                     for _ in summary.outcomes:
                         on_done()
         finally:
-            for ref in at_work:
+            # Without a head nobody takes a message, and Ray would wait for somebody.
+            for ref in at_work if head.there else ():
                 with suppress(self.ray.exceptions.RayError):
                     self.ray.cancel(ref, force=True)
         untold = list(said)
@@ -132,6 +137,59 @@ class OnRay:
                 elsewhere=of_source,
             )
         return Ran(ordered(job, outcomes), written if job.write else None, untold)
+
+
+class _Head:
+    """Watches whether the head of the cluster is there.
+
+    Where it is gone for a minute Ray ends this process, whoever it belongs to, without an exception to be caught.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._seen = self._looked = time.monotonic()
+
+    @property
+    def there(self) -> bool:
+        """Whether it answered when it was looked at last."""
+        return self._seen >= self._looked
+
+    def check(self) -> None:
+        """Look, if the last look is some seconds ago.
+
+        Raises:
+            EngineError: it has not answered for a while.
+        """
+        now = time.monotonic()
+        if now - self._looked < _LOOKING:
+            return
+        self._looked = now
+        if _answers(self._address):
+            self._seen = now
+        elif now - self._seen > _HEADLESS:
+            raise EngineError(
+                f"the head of the Ray cluster at {self._address} is gone",
+                hint="what was stored stays; start the cluster again, and the next pass goes on from there",
+            )
+
+
+def _answers(address: str) -> bool:
+    try:
+        _connect(address)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _connect(address: str) -> None:
+    """Whether somebody takes a connection there.
+
+    Raises:
+        OSError: nobody does.
+        ValueError: this is no address.
+    """
+    place = urlsplit(f"//{address}")
+    socket.create_connection((place.hostname, place.port), timeout=_ANSWER).close()
 
 
 def _shares(job: Job, workers: int) -> list[_Share]:
@@ -155,15 +213,28 @@ def _part(job: Job, share: _Share) -> Job:
 def _after_loss(kind: Kind, share: _Share, exc: Exception) -> tuple[list[_Share], list[Result]]:
     """What is done again, and what is given up, when the task of this share ended without an answer."""
     # Which of several missions it was is told by running each alone.
-    if len(share.missions) > 1 or share.tried + 1 < _ATTEMPTS:
+    cause = getattr(exc, "cause", None)
+    if len(share.missions) > 1 or (cause is None and share.tried + 1 < _ATTEMPTS):
         return [_Share([mission], share.tried + 1) for mission in share.missions], []
     [mission] = share.missions
+    if cause is not None:
+        # The task lived to raise, and would again: a file of the settings that is not on this node, for one.
+        return [], [failed(kind, mission, _as_error(cause, mission))]
     error = EngineError(
         f"mission {mission.name} ended its worker {_ATTEMPTS} times: {_first_line(exc)}",
         hint="a worker that is killed had too little memory most times: a shorter lookback, a longer step, fewer "
         "series, or larger nodes",
     )
     return [], [failed(kind, mission, error)]
+
+
+def _as_error(cause: Exception, mission: Mission) -> AnomalyTimesError:
+    if isinstance(cause, AnomalyTimesError):
+        return cause
+    return AnomalyTimesError(
+        f"mission {mission.name} met a bug of ours on Ray: {type(cause).__name__}: {_first_line(cause)}",
+        hint="run it with --on local --debug and report it",
+    )
 
 
 def _first_line(exc: BaseException) -> str:
@@ -315,6 +386,8 @@ def _import_ray() -> Any:
 
 
 def _join(ray: Any, address: str, processors: int | None) -> None:
+    # Else it says at each start, in the midst of our output, how its clusters tell friend from foe.
+    logging.getLogger("ray").setLevel(logging.ERROR)
     quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
     if not address:
         try:
@@ -326,9 +399,8 @@ def _join(ray: Any, address: str, processors: int | None) -> None:
             ) from exc
         return
     hint = "is `ray start --head` running there? AT_RAY_ADDRESS and --ray-address take host:port of its head"
-    place = urlsplit(f"//{address}")
     try:
-        socket.create_connection((place.hostname, place.port), timeout=_ANSWER).close()
+        _connect(address)
     except (OSError, ValueError) as exc:
         raise EngineError(f"no Ray cluster answers at {address}: {exc}", hint=hint) from exc
     joining: Future[None] = Future()

@@ -136,6 +136,7 @@ def test_a_problem_in_one_file_runs_nothing(at: Run, store: MemoryStore) -> None
         (("--plot", "p.html"), "--plot does not go with mission files"),
         (("--output", "csv"), "--output csv is for the series of one query"),
         (("nowhere.yaml",), "there is no file or folder nowhere.yaml"),
+        (("--ray-address", "10.0.0.1:6379"), "--ray-address goes with --on ray"),
         (("--promql", QUERY, "--jobs", "2"), "--jobs goes with mission files"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 
 from anomaly_times.engine import EngineName, Job, Node, Places, Ran, cluster, nodes_of_cluster, open_engine
-from anomaly_times.errors import EngineError, MissingExtraError
+from anomaly_times.errors import EngineError, MissingExtraError, UsageError
 from anomaly_times.mission import Mission
 from anomaly_times.monitoring import About
 from anomaly_times.settings import source_for_url
@@ -132,6 +133,67 @@ def test_a_share_that_is_lost_runs_again_alone_and_the_one_that_kills_is_named()
     assert failed.error is not None
     assert failed.error.message == "mission a ended its worker 3 times: died"
     assert failed.error.exit_code == 4
+
+
+def test_a_task_that_raises_is_no_lost_worker() -> None:
+    ray = pytest.importorskip("ray")
+    two, one = cluster._Share([mission("a"), mission("b")]), cluster._Share([mission("a")], 1)
+    ours = ray.exceptions.RayTaskError("_work", "Traceback", UsageError("no file ca.pem"))
+    again, none = cluster._after_loss("forecast", two, ours)
+    assert ([[m.name for m in each.missions] for each in again], none) == ([["a"], ["b"]], [])
+    again, [result] = cluster._after_loss("forecast", one, ours)
+    assert again == []
+    assert isinstance(result.error, UsageError)
+    assert result.error.message == "no file ca.pem"
+    again, [result] = cluster._after_loss("detect", one, ray.exceptions.RayTaskError("_work", "", ValueError("oh")))
+    assert again == []
+    assert result.error is not None
+    assert (result.error.exit_code, result.error.message) == (1, "mission a met a bug of ours on Ray: ValueError: oh")
+
+
+@pytest.mark.slow
+@pytest.mark.servers
+def test_a_cluster_that_loses_its_head_is_an_error_and_no_sudden_end(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    pytest.importorskip("psutil")
+    # In a process of its own, for Ray may end it.
+    program = tmp_path / "lose.py"
+    program.write_text(
+        """
+import os, signal, sys, threading
+from datetime import UTC, datetime
+from pathlib import Path
+import psutil
+from anomaly_times.engine import Job, Places, cluster, open_engine
+from anomaly_times.errors import EngineError
+from anomaly_times.mission import Mission
+from anomaly_times.settings import source_for_url
+from anomaly_times.stores import open_store
+
+cluster._HEADLESS = 4.0
+names = [f"m{i}" for i in range(200)]
+spec = {"forecast": {"lookback": "6h", "model": "seasonal_naive"}}
+missions = [Mission.model_validate({"name": name, "promql": name, **spec}) for name in names]
+places = Places({"": source_for_url("http://127.0.0.1:9")}, Path("state"))
+
+def behead():
+    for process in psutil.Process().children(recursive=True):
+        if "gcs_server" in process.name():
+            os.kill(process.pid, signal.SIGKILL)
+
+try:
+    with open_store(places.sources[""], state=places.state) as store, open_engine("ray", places, jobs=1) as engine:
+        threading.Timer(1.0, behead).start()
+        engine.run(Job("forecast", missions, datetime.now(UTC), write=False), {"": store})
+except EngineError as exc:
+    print(exc.message, exc.hint, sep="|", flush=True)
+    sys.exit(exc.exit_code)
+"""
+    )
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    assert done.returncode == 4, done.stderr
+    assert re.fullmatch(r"the head of the Ray cluster at [\d.:]+ is gone\|what was stored stays.*\n", done.stdout)
+    assert "Token" not in done.stderr
 
 
 def test_shares_are_small_and_hold_every_mission_once() -> None:
