@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -40,6 +41,14 @@ def answer(rows: list[dict[str, Any]], **top: object) -> bytes:
 
 def series(labels: dict[str, str], values: list[str], first: int = 0) -> dict[str, Any]:
     return {"metric": labels, "values": [[T + 60 * (first + i), value] for i, value in enumerate(values)]}
+
+
+@pytest.fixture(scope="module", autouse=True, params=[0, matrix._FEW_POINTS], ids=["many", "few"])
+def size(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Small bodies stand for large ones, and for themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matrix, "_FEW_POINTS", request.param)
+        yield
 
 
 @pytest.fixture
@@ -119,6 +128,14 @@ def test_the_forms_that_servers_write_take_the_fast_way(tail: bytes) -> None:
         labels, y = parse_matrix(body, GRID, where="server")
         assert labels == [Labels.of({"a": "]]}"}), Labels()]
         np.testing.assert_array_equal(y, [[1, 2, 3, 4], [np.nan, np.nan, np.nan, 7]])
+
+
+@pytest.mark.parametrize("more", [b'"]],[[1,"2', b'"],[1,"2"]],[[1,"2', b'","2', b'"],[1,2],[1,"2'])
+def test_samples_that_are_cut_elsewhere_go_to_no_other_series(more: bytes) -> None:
+    """One more row or column would move all that follow."""
+    body = answer([series({"a": "1"}, ["1", "2"]), series({"a": "2"}, ["3"])])
+    with pytest.raises(StoreDataError):
+        parse_matrix(body.replace(b'"2"', b'"2' + more + b'"', 1), GRID, where="s")
 
 
 @pytest.mark.usefixtures("fast_only")
