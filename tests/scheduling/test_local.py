@@ -315,8 +315,9 @@ class SlowStore(MemoryStore):
 
 
 def test_an_end_finishes_what_is_in_work_and_begins_nothing() -> None:
-    store, tape = SlowStore({QUERY: requests()}), Tape()
-    missions = [mission(f"m{i}") for i in range(20)]
+    # Each has a query of its own, for missions of one query would share their read.
+    missions = [mission(f"m{i}", promql=f"{QUERY} + {i}") for i in range(20)]
+    store, tape = SlowStore({each.promql: requests() for each in missions}), Tape()
     with runner(store, tape, jobs=2) as running:
         running.run(missions)
         while store.began < 3:
