@@ -463,6 +463,6 @@ class Mission(_Spec):
 
 
 # The same series are scored minute after minute.
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=200_000)
 def _written_labels(source: Labels, mission: str, extra: tuple[tuple[str, str], ...]) -> Labels:
     return written_labels(source, mission, dict(extra))

@@ -94,6 +94,24 @@ def detection(url: str, now: str) -> dict[str, Any]:
     return {"cold": seconds[0], "warm": seconds[1:], "scored": scored}
 
 
+def detection_once(url: str, missions: str, at: str) -> dict[str, float]:
+    """One pass of `benchmarks.detection` in a process that knows nothing yet, as each scheduled run is one."""
+    from anomaly_times.passes import detect_pass, write_scores
+    from anomaly_times.settings import Source
+    from anomaly_times.stores import open_store
+    from benchmarks.detection import missions_of
+
+    pack = missions_of(int(missions))
+    with open_store(Source(url=url), state=Path("unused")) as store:
+        before, cpu = time.perf_counter(), time.process_time()
+        results, written = write_scores(detect_pass(pack, {"": store}, now=datetime.fromisoformat(at)), {"": store})
+        seconds, cpu = time.perf_counter() - before, time.process_time() - cpu
+    for result in results:
+        if result.error is not None:
+            raise result.error
+    return {"seconds": seconds, "cpu": cpu, "samples": float(written.samples)}
+
+
 def detection_pandas(url: str, at: str) -> dict[str, Any]:
     """The read, join and score of one point by requests, json and pandas; scores are not written."""
     import pandas as pd

@@ -32,7 +32,7 @@ _VALUES = b'"values":[['
 _FIRST_METRIC = b'{"metric":{'
 _NEXT_METRIC = b'},{"metric":{'
 _TO_CSV = bytes.maketrans(b"]", b"\n")
-_KNOWN_LABELS = 1 << 18
+_KNOWN_LABELS = 1 << 19
 _BLOCK_POINTS = 500_000
 _FEW_POINTS = 500
 """Of so many polars would spend most of its time, and that of all cores, on getting ready (measured)."""
@@ -71,7 +71,14 @@ _strings = msgspec.json.Decoder(list[str])
 _types = msgspec.json.Decoder(dict[str, list[_Described]])
 _metric = msgspec.json.Decoder(dict[str, str])
 _labels: dict[bytes, Labels] = {}
-"""Label sets by their JSON: a pass reads the same series again each minute, and decoding them is most of its work."""
+"""Label sets by their JSON: a pass reads the same series again each minute, and decoding them is most of its work.
+
+100,000 series in detection are 500,000 of these: values, scores, forecasts and both bounds.
+"""
+_older: dict[bytes, Labels] = {}
+"""What was known when `_labels` was full: so that one series too many never makes all others unknown."""
+_pairs: dict[tuple[str, str], tuple[str, str]] = {}
+"""Each pair once: it stands in thousands of label sets."""
 
 
 def parse_matrix(body: bytes, grid: Grid, *, where: str) -> tuple[list[Labels], Floats]:
@@ -294,18 +301,31 @@ def _without_infinities(y: Floats) -> Floats:
 
 def _decode_all(metrics: Sequence[bytes]) -> list[Labels] | None:
     """Label sets from their JSON; `None` if one is no object of strings."""
-    if len(_labels) > _KNOWN_LABELS:
-        _labels.clear()
-    out = []
+    _make_room()
+    known, older, out = _labels, _older, []
     try:
         for raw in metrics:
-            labels = _labels.get(raw)
+            labels = known.get(raw)
             if labels is None:
-                labels = _labels[raw] = Labels.of(_metric.decode(raw))
+                labels = older.get(raw)
+                known[raw] = labels = _labels_of(raw) if labels is None else labels
             out.append(labels)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     return out
+
+
+def _labels_of(raw: bytes) -> Labels:
+    """As `Labels.of`, of pairs that are shared."""
+    return Labels(sorted(_pairs.setdefault(pair, pair) for pair in _metric.decode(raw).items() if pair[1]))
+
+
+def _make_room() -> None:
+    """Forget the label sets that were not met for longest, where there are too many."""
+    global _labels, _older
+    if len(_labels) > _KNOWN_LABELS:
+        _older, _labels = _labels, {}
+        _pairs.clear()
 
 
 def _result(body: bytes, kind: str, where: str) -> msgspec.Raw:

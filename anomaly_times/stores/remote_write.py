@@ -126,7 +126,7 @@ def _label(name: bytes, value: bytes) -> bytes:
 
 
 # The same series are written minute after minute.
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=200_000)
 def _label_bytes(labels: Labels) -> _LabelBytes:
     """The encoded labels that sort before `__name__`, up to `channel`, and after: the protocol wants names in order.
 

@@ -70,7 +70,7 @@ def _pair(name: str, value: str) -> bytes:
 
 
 # The same series are written minute after minute.
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=200_000)
 def _label_json(labels: Labels) -> tuple[bytes, bool]:
     """The labels as the rest of a JSON object that has a member already, and whether one is called `channel`."""
     return b"".join(_pair(name, value) for name, value in labels), any(name == LABEL_CHANNEL for name, _ in labels)

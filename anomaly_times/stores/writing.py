@@ -269,7 +269,7 @@ def _check_unlike(mission: Mission, source: Sequence[Labels], written: Sequence[
 
 
 # The same series are written minute after minute.
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=200_000)
 def _shape(labels: Labels) -> tuple[int, bool, bool]:
     """How many labels there are, whether names and values are kept whole, and whether one is called `channel`."""
     whole = all(len(name.encode()) <= MAX_NAME and len(value.encode()) <= MAX_VALUE for name, value in labels)

@@ -292,3 +292,16 @@ def test_known_labels_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(50):
         parse_matrix(answer([series({"n": str(i)}, ["1"] * 4)]), GRID, where="s")
         assert len(matrix._labels) <= 12
+        assert i < 12 or len(matrix._older) <= 12
+        assert i < 12 or len(matrix._pairs) <= 12
+
+
+def test_label_sets_that_are_read_again_stay_the_same_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others that come and go beside them make none of them unknown, though all of them do not fit."""
+    monkeypatch.setattr(matrix, "_KNOWN_LABELS", 10)
+    again = answer([series({"kept": str(i)}, ["1"] * 4) for i in range(5)])
+    first, _ = parse_matrix(again, GRID, where="s")
+    for i in range(50):
+        parse_matrix(answer([series({"n": str(i)}, ["1"] * 4)]), GRID, where="s")
+        labels, _ = parse_matrix(again, GRID, where="s")
+        assert all(now is before for now, before in zip(labels, first, strict=True))
