@@ -9,14 +9,19 @@ learning what it learned an hour ago.
 A series that is younger than four days and a half, or was not there at that time, is tuned at once.
 
 Nothing is kept between passes: each works out the same again from the same values, unless it is given `Tunings`.
+
+A panel is worked on in `Block`s of `BLOCK_ROWS` series, whoever does the work and wherever: memory is bounded by a
+block rather than by the panel, blocks can be done at once, and no figure depends on how many processors there are (but
+for the last digits of matrix products, which libraries sum in another order where they have more threads).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +30,24 @@ from anomaly_times import scoring
 from anomaly_times.durations import EPOCH
 from anomaly_times.limits import BAND, REACH, FittedLimits, fit_limits, floored, widened
 from anomaly_times.mission import Mission
-from anomaly_times.models import Forecaster
+from anomaly_times.models import Forecaster, is_pooled, known_model
 from anomaly_times.models.calibrate import Calibrated, calibrated, forecast_again
 from anomaly_times.panel import Choice, Floats, Forecast, Grid, Limits, Panel
 
-__all__ = ["TUNED_EVERY", "Bounded", "Tunings", "bounded", "tuned_at"]
+__all__ = [
+    "BLOCK_ROWS",
+    "TUNED_EVERY",
+    "Block",
+    "BlockMapper",
+    "Bounded",
+    "Tunings",
+    "bounded",
+    "bounded_by_blocks",
+    "tuned_at",
+]
+
+BLOCK_ROWS = 500
+"""Fewer cost more for each series, more are no faster (`python -m benchmarks.scale --only blocks`)."""
 
 TUNED_EVERY = timedelta(hours=12)
 _GROWN, _ALIVE = timedelta(days=4), timedelta(days=1)
@@ -39,17 +57,21 @@ _MOST_AHEAD = 288
 """So many steps ahead are enough to tell how evidence gathers; more would cost more than they tell."""
 
 _KEPT = 4
-"""Tunings of as many missions and times are kept as a pass over one mission can need, and some more."""
+"""Tunings of a block: as many are kept as passes over one mission can need, and some more."""
 
 Ints = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, eq=False)
 class Bounded:
-    """A forecast with final bounds, and how many series' budget asked for more than their history can tell."""
+    """A forecast with final bounds, and how many series' budget asked for more than their history can tell.
+
+    `cpu` is what other processes took for it, in seconds of their processors.
+    """
 
     forecast: Forecast
     capped: int
+    cpu: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +86,8 @@ class Tuning:
 class Tunings:
     """Tunings of earlier passes, by the values that they were made of: whoever finds one needs not make it again."""
 
+    blocks: int = 1
+    """How many blocks the missions have that are forecast in turn."""
     _kept: dict[bytes, Tuning] = field(default_factory=dict)
 
     def of(self, mission: Mission, model: Forecaster, block: Panel, *, budget: float) -> Tuning:
@@ -72,7 +96,7 @@ class Tunings:
         key.update(np.ascontiguousarray(block.y).tobytes())
         found = self._kept.pop(key.digest(), None)
         self._kept[key.digest()] = found = found or _tuned(mission, model, block, budget=budget)
-        while len(self._kept) > _KEPT:
+        while len(self._kept) > _KEPT * self.blocks:
             del self._kept[next(iter(self._kept))]
         return found
 
@@ -82,35 +106,116 @@ def tuned_at(now: datetime) -> datetime:
     return now - (now - EPOCH) % TUNED_EVERY
 
 
-def bounded(
-    mission: Mission, model: Forecaster, history: Panel, *, least: Floats, tunings: Tunings | None = None
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some series of a mission with all that their forecast is made of: what another process or machine needs.
+
+    `history` is what may be learned from, `least` float64[S] as for `bounded`, `budget` alerts a week and series.
+    """
+
+    mission: Mission
+    history: Panel
+    least: Floats
+    budget: float
+
+
+class BlockMapper(Protocol):
+    """Does blocks, in any order and anywhere, and answers in theirs: `map` does so here, one after the other."""
+
+    def __call__(self, function: Callable[[Block], Bounded], blocks: Iterable[Block], /) -> Iterable[Bounded]:
+        """What `function` makes of each; it can be pickled, as can blocks and what it answers."""
+        ...
+
+
+def bounded_by_blocks(
+    mission: Mission,
+    history: Panel,
+    *,
+    least: Floats,
+    mapper: BlockMapper = map,
+    tunings: Tunings | None = None,
 ) -> Bounded:
     """The mission's next `h` points from `history`, with bounds and limits as it asks for.
 
     Args:
         mission: what is forecast.
-        model: its model.
         history: up to the cutoff, less what no one should learn from.
         least: no half-width is under these, float64[S].
+        mapper: does the blocks; where `tunings` are given they are done here.
+        tunings: those of earlier passes.
+
+    Raises:
+        ModelError: if the model cannot work on this panel.
+    """
+    budget = mission.detect.alerts_per_week
+    if mission.detect.per == "mission":
+        budget /= history.n_series
+    n_blocks = 1 if is_pooled(mission.forecast.model) else -(-history.n_series // BLOCK_ROWS)
+    blocks, rows, first = list[Block](), list[Ints](), 0
+    for part in history.shards(n_blocks):
+        position = np.arange(first, first + part.n_series)
+        blocks.append(Block(mission, part, least[position], budget))
+        rows.append(position)
+        first += part.n_series
+    if tunings is not None:
+        tunings.blocks = max(tunings.blocks, n_blocks)
+        made = [_bounded_block(block, tunings) for block in blocks]
+    else:
+        made = list(mapper(_bounded_block, blocks))
+    return _together(history, list(zip(rows, made, strict=True)))
+
+
+def _bounded_block(block: Block, tunings: Tunings | None = None) -> Bounded:
+    mission = block.mission
+    model = known_model(mission.forecast.model, season=mission.season, timezone=mission.timezone)
+    return bounded(mission, model, block.history, least=block.least, budget=block.budget, tunings=tunings)
+
+
+def bounded(
+    mission: Mission,
+    model: Forecaster,
+    history: Panel,
+    *,
+    least: Floats,
+    budget: float | None = None,
+    tunings: Tunings | None = None,
+) -> Bounded:
+    """As `bounded_by_blocks`, of all series at once.
+
+    Args:
+        mission: what is forecast.
+        model: its model.
+        history: as for `bounded_by_blocks`.
+        least: as for `bounded_by_blocks`.
+        budget: alerts a week and series; by default the mission's, spread over these series where it is for all.
         tunings: those of earlier passes.
 
     Raises:
         ModelError: if the model cannot work on this panel.
     """
     tune = tunings.of if tunings is not None else _tuned
-    budget = mission.detect.alerts_per_week
-    if mission.detect.per == "mission":
-        budget /= history.n_series
+    if budget is None:
+        budget = mission.detect.alerts_per_week
+        if mission.detect.per == "mission":
+            budget /= history.n_series
     parts: list[tuple[Ints, Bounded]] = []
-    for rows, block in _blocks(history):
+    for rows, block in _by_age(history):
         part = history if len(rows) == history.n_series else history.rows(rows)
         parts.append((rows, _apply(mission, model, part, tune(mission, model, block, budget=budget), least[rows])))
+    return _together(history, parts)
+
+
+def _together(history: Panel, parts: Sequence[tuple[Ints, Bounded]]) -> Bounded:
+    """The one of all series of `history` from those of some of its rows each."""
     if len(parts) == 1:
-        return parts[0][1]
-    return Bounded(_joined(history, [(rows, one.forecast) for rows, one in parts]), sum(one.capped for _, one in parts))
+        [(_, whole)] = parts
+        # Of these very labels: those that come from elsewhere are copies.
+        return replace(whole, forecast=replace(whole.forecast, labels=history.labels))
+    forecast = _joined(history, [(rows, one.forecast) for rows, one in parts])
+    return Bounded(forecast, sum(one.capped for _, one in parts), sum(one.cpu for _, one in parts))
 
 
-def _blocks(history: Panel) -> Iterator[tuple[Ints, Panel]]:
+def _by_age(history: Panel) -> Iterator[tuple[Ints, Panel]]:
     """Which series are tuned together, and by which values: those that have grown, and the others by all there is."""
     grid = history.grid
     at = tuned_at(grid.end)

@@ -21,14 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from anomaly_times import scoring
-from anomaly_times.bounds import Tunings, bounded
+from anomaly_times.bounds import BlockMapper, Tunings, bounded_by_blocks
 from anomaly_times.conventions import source_labels
 from anomaly_times.cron import pause_before
 from anomaly_times.durations import EPOCH, format_duration, milliseconds
 from anomaly_times.errors import AnomalyTimesError, MissionError, NoSeriesError, StoreError
 from anomaly_times.evidence import CHANNELS, DRIFT, KEPT, ROUGHNESS, SUSTAINED, Memory, remembered
 from anomaly_times.mission import Mission
-from anomaly_times.models import build_model
+from anomaly_times.models import known_model
 from anomaly_times.models.cost import long_forecast
 from anomaly_times.models.rebase import rebased
 from anomaly_times.panel import Evidence, Floats, Forecast, Grid, Labels, Limits, Panel, Scores, round_significant
@@ -112,6 +112,7 @@ def forecast_pass(
     *,
     now: datetime,
     mapper: Mapper = map,
+    blocks: BlockMapper = map,
     keep_history: bool = False,
     judged: bool = False,
     since: Mapping[str, datetime] | None = None,
@@ -125,6 +126,7 @@ def forecast_pass(
         stores: by the source that missions name.
         now: with a time zone; the cutoff is the last grid time not after now − offset.
         mapper: runs the missions.
+        blocks: does the rows of their panels, a few hundred at a time; from several threads where `mapper` has them.
         keep_history: put what was read into the results, for charts.
         judged: read the stored forecasts of the time since the slot before too, and say how good they were.
         since: by mission name; stored forecasts with an older cutoff were made for another query, and are not judged.
@@ -141,6 +143,7 @@ def forecast_pass(
                 *(mission, store),
                 read=lambda: reads.read(asked[mission.name], store),
                 now=now,
+                blocks=blocks,
                 keep_history=keep_history,
                 judged=judged,
                 since=(since or {}).get(mission.name),
@@ -169,13 +172,14 @@ def _forecast(
     *,
     read: Callable[[], Panel],
     now: datetime,
+    blocks: BlockMapper,
     keep_history: bool,
     judged: bool,
     since: datetime | None,
     tunings: Tunings | None,
 ) -> ForecastResult:
     # Before the history is read: a model that cannot be built needs none.
-    model = build_model(mission.forecast.model, season=mission.season, timezone=mission.timezone)
+    known_model(mission.forecast.model, season=mission.season, timezone=mission.timezone)
     history = read()
     began = time.thread_time()
     silent = min(history.grid.n, max(1, _SILENT // mission.step))
@@ -196,10 +200,10 @@ def _forecast(
         known = rebased(history, level_since, season=mission.season, timezone=mission.timezone)
     # Of what was measured: values that were moved in proportion are finer than what comes.
     least = scoring.resolution(history.y)
-    made = bounded(mission, model, known, least=least, tunings=tunings)
+    made = bounded_by_blocks(mission, known, least=least, mapper=blocks, tunings=tunings)
     forecast = made.forecast
     warnings = (*_band_warnings(mission, forecast), *_limit_warnings(forecast))
-    cpu, quality = time.thread_time() - began, None
+    cpu, quality = time.thread_time() - began + made.cpu, None
     if judged:
         try:
             quality = _quality(mission, history, store, now=now, since=since)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from anomaly_times import passes
+from anomaly_times import bounds
 from anomaly_times.evidence import DRIFT, FLAT, LEVEL_SHIFT, ROUGHNESS, SUSTAINED
 from anomaly_times.mission import Mission, ModelSpec
 from anomaly_times.models import build_model
@@ -300,7 +300,7 @@ def test_a_slow_model_has_limits_over_time_too(monkeypatch: pytest.MonkeyPatch) 
         def forecast(self, history: Panel, *, h: int, quantiles: Sequence[float]) -> Quantiles:
             return self.model.forecast(history, h=h, quantiles=quantiles)
 
-    monkeypatch.setattr(passes, "build_model", lambda *_, **__: Slow())
+    monkeypatch.setattr(bounds, "known_model", lambda *_, **__: Slow())
     [result] = forecast_pass([mission()], {"": MemoryStore({"load": panel(2, 1)})}, now=BEGIN)
     assert result.forecast is not None
     assert result.forecast.limits is not None

@@ -56,6 +56,7 @@ def forecast(
     from anomaly_times.cli import render
     from anomaly_times.cli.from_files import pass_over_files
     from anomaly_times.cli.views import ForecastView
+    from anomaly_times.engine import Processes
     from anomaly_times.monitoring import About, tell
     from anomaly_times.passes import forecast_pass, write_forecasts
     from anomaly_times.stores.metered import metered
@@ -66,11 +67,13 @@ def forecast(
         return
     opt.require_query_options(ctx)
     query, form = opt.query_from_options(ctx.params), opt.output_format(output, out, plot)
-    with query.open() as store, render.working(f"forecasting {query.mission.promql}"):
+    with query.open() as store, render.working(f"forecasting {query.mission.promql}"), Processes() as processes:
         began, stores = time.monotonic(), metered(query.stores(store))
         if not dry_run:
             require_room_ahead(query, store)
-        [result] = forecast_pass([query.mission], stores, now=query.now, keep_history=True, judged=not dry_run)
+        [result] = forecast_pass(
+            *([query.mission], stores), now=query.now, blocks=processes.map, keep_history=True, judged=not dry_run
+        )
         written, failed, where, untold = None, None, "", []
         if not dry_run and result.error is None:
             told, written = write_forecasts([result], stores)

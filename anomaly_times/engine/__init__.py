@@ -1,4 +1,4 @@
-"""Where a pass runs: in this process by threads, or spread over a Ray cluster; both give the same results.
+"""Where a pass runs: on this machine, or spread over a Ray cluster; both give the same results.
 
 `open_engine` gives an engine, and its `run` does a `Job`: reads, forecasts or detects, writes, and tells about itself.
 """
@@ -12,6 +12,7 @@ from typing import Literal
 from anomaly_times.engine.cluster import Node, nodes_of_cluster, open_cluster
 from anomaly_times.engine.job import Engine, Job, Places, Ran
 from anomaly_times.engine.local import Local, default_jobs, run_pass
+from anomaly_times.engine.processes import Processes, default_processes
 
 __all__ = [
     "Engine",
@@ -19,8 +20,10 @@ __all__ = [
     "Job",
     "Node",
     "Places",
+    "Processes",
     "Ran",
     "default_jobs",
+    "default_processes",
     "nodes_of_cluster",
     "open_engine",
     "run_pass",

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 from anomaly_times.conventions import Kind
 from anomaly_times.engine.job import Job, Places, Ran, failed, ordered, refused
 from anomaly_times.engine.local import do_here
+from anomaly_times.engine.processes import ONE_THREAD
 from anomaly_times.errors import AnomalyTimesError, EngineError, MissingExtraError, UsageError
 from anomaly_times.mission import Mission
 from anomaly_times.monitoring import Effort, Result, tell
@@ -48,14 +49,6 @@ _LOOKING, _HEADLESS = 1.0, 15.0
 """Seconds between looks for the head, and how long it may be away: after 60 Ray ends this process."""
 _PROBING = 120.0
 """Seconds that a node has to start a worker."""
-_ONE_THREAD = dict.fromkeys(
-    (
-        *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"),
-        *("NUMBA_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"),
-    ),
-    "1",
-)
-"""For workers, of which there is one a processor: libraries read these when they are loaded."""
 _PACKAGE = "anomaly-times"
 
 
@@ -86,7 +79,7 @@ class OnRay:
         """As `Engine.run` says; missions of a worker that is lost are run again."""
         began = time.monotonic()
         # Ray would try again by itself, but all of a share, and where memory is short without an end.
-        work = self.ray.remote(_work).options(max_retries=0, num_cpus=1, runtime_env={"env_vars": _ONE_THREAD})
+        work = self.ray.remote(_work).options(max_retries=0, num_cpus=1, runtime_env={"env_vars": ONE_THREAD})
         todo, at_work = deque(_shares(job, self.workers)), dict[Any, _Share]()
         outcomes: list[Outcome] = []
         lost, said, written = refused(job), dict[str, None](), Written()
@@ -441,7 +434,7 @@ def _nodes(ray: Any) -> list[Node]:
             num_cpus=0,
             max_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-            runtime_env={"env_vars": _ONE_THREAD},
+            runtime_env={"env_vars": ONE_THREAD},
         ).remote()
         for node in alive
     ]

@@ -1,4 +1,4 @@
-"""Passes in this process, by threads."""
+"""Passes on this machine: threads read and write, processes compute."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
 
+from anomaly_times.bounds import BlockMapper
 from anomaly_times.conventions import Kind
 from anomaly_times.engine.job import Job, Ran, ordered, refused
+from anomaly_times.engine.processes import Processes, default_processes
 from anomaly_times.mission import Mission
 from anomaly_times.monitoring import About, Effort, Result, efforts, tell
 from anomaly_times.outcome import outcome_of
@@ -40,6 +42,7 @@ def run_pass(
     window: timedelta | None = None,
     since: Mapping[str, datetime] | None = None,
     mapper: Mapper = map,
+    blocks: BlockMapper = map,
     write: bool = True,
     about: About | None = None,
     on_done: Callable[[Result], None] | None = None,
@@ -56,12 +59,13 @@ def run_pass(
         window: as for `detect_pass`.
         since: as for `detect_pass` and `forecast_pass`.
         mapper: runs the missions; one that ends early leaves missions out.
+        blocks: as for `forecast_pass`.
         write: else nothing is stored, and `None` takes the place of what was written.
         about: what the figures carry that the pass stores about itself; without, or where nothing is stored, none are.
         on_done: told each result as it comes.
     """
     job = Job(kind, missions, now, window=window, since=since or {}, write=write, about=about)
-    done = do_here(job, stores, mapper=mapper, on_done=on_done or (lambda _: None))
+    done = do_here(job, stores, mapper=mapper, blocks=blocks, on_done=on_done or (lambda _: None))
     for untold in done.untold:
         logger.warning("%s", untold)
     return done.results, done.written if write else None
@@ -82,6 +86,7 @@ def do_here(
     stores: Mapping[str, Store],
     *,
     mapper: Mapper,
+    blocks: BlockMapper = map,
     on_done: Callable[[Result], None] = lambda _: None,
     check: Callable[[], None] = lambda: None,
     share: bool = False,
@@ -103,7 +108,9 @@ def do_here(
     able = [mission for mission in job.missions if mission.name not in job.refused]
     if job.kind == "forecast":
         judged = job.write and job.about is not None
-        forecast_pass(able, used, now=job.now, mapper=mapper, judged=judged, since=job.since, on_done=store)
+        forecast_pass(
+            *(able, used), now=job.now, mapper=mapper, blocks=blocks, judged=judged, since=job.since, on_done=store
+        )
     else:
         found = detect_pass(able, used, now=job.now, window=job.window, since=job.since, mapper=mapper, on_done=on_done)
         if job.write:
@@ -127,7 +134,7 @@ def do_here(
 
 @dataclass(frozen=True)
 class Local:
-    """The engine of threads of this process."""
+    """The engine of this machine: `jobs` missions at once, and as many processes that compute as processors allow."""
 
     jobs: int
 
@@ -149,9 +156,13 @@ class Local:
 
             return pool.map(unless_stopped, items)
 
+        processes = Processes(min(self.jobs, default_processes()))
         try:
-            done = do_here(job, stores, mapper=mapper, on_done=lambda _: on_done(), check=check)
+            done = do_here(
+                *(job, stores), mapper=mapper, blocks=processes.map, on_done=lambda _: on_done(), check=check
+            )
         finally:
+            processes.close()
             # What has not begun when one raises never does.
             pool.shutdown(cancel_futures=True)
         outcomes = [outcome_of(result) for result in done.results]

@@ -7,8 +7,21 @@ from anomaly_times.models.registry import (
     ModelInfo,
     build_model,
     current_revision,
+    is_pooled,
+    is_threaded,
+    known_model,
     list_models,
     revision_of,
 )
 
-__all__ = ["Forecaster", "ModelInfo", "build_model", "current_revision", "list_models", "revision_of"]
+__all__ = [
+    "Forecaster",
+    "ModelInfo",
+    "build_model",
+    "current_revision",
+    "is_pooled",
+    "is_threaded",
+    "known_model",
+    "list_models",
+    "revision_of",
+]

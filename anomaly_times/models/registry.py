@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from threading import Lock
 from typing import Any, Protocol, cast
 
 from pydantic import ValidationError
@@ -18,7 +19,17 @@ from anomaly_times.errors import AnomalyTimesError, MissingExtraError, ModelErro
 from anomaly_times.mission import ModelSpec
 from anomaly_times.panel import Panel, Quantiles
 
-__all__ = ["Forecaster", "ModelInfo", "build_model", "current_revision", "list_models", "revision_of"]
+__all__ = [
+    "Forecaster",
+    "ModelInfo",
+    "build_model",
+    "current_revision",
+    "is_pooled",
+    "is_threaded",
+    "known_model",
+    "list_models",
+    "revision_of",
+]
 
 ENTRY_POINTS = "anomaly_times.models"
 
@@ -60,6 +71,8 @@ class ModelInfo:
     """Takes seconds rather than milliseconds: calibration then uses few rolling origins."""
     pooled: bool = False
     """Learns across the rows of a panel, so that a row's forecast depends on the others."""
+    threaded: bool = False
+    """Uses all processors, or a GPU, by itself: more processes would be in its way."""
     params: dict[str, str] = field(default_factory=dict)
     """Parameters of its own, with what each means."""
     packages: tuple[str, ...] = ()
@@ -195,6 +208,7 @@ _BUILT_IN: dict[str, tuple[ModelInfo, str]] = {
                 "pretrained transformers, zero-shot: Chronos-2, Bolt or T5",
                 "chronos",
                 slow=True,
+                threaded=True,
                 packages=("chronos-forecasting",),
                 params={
                     "path": "a folder, or a name on the hub; amazon/chronos-bolt-small by default",
@@ -248,6 +262,40 @@ def build_model(spec: ModelSpec, *, season: tuple[timedelta, ...] | None = None,
         raise MissingExtraError(f"model {spec.type!r} needs another package: {exc}", extra=extra) from exc
     except (TypeError, ValueError) as exc:
         raise ModelError(f"model {spec.type!r}: {exc}", hint="`at models` lists the parameters") from exc
+
+
+_KNOWN = 16
+_building = Lock()
+
+
+def known_model(spec: ModelSpec, *, season: tuple[timedelta, ...] | None, timezone: str) -> Forecaster:
+    """`build_model`, but the one that was built before where this process has one: some load weights for seconds.
+
+    The errors raised are those of `build_model`.
+    """
+    with _building:
+        return _kept_model(spec.model_dump_json(), season, timezone)
+
+
+@lru_cache(maxsize=_KNOWN)
+def _kept_model(spec: str, season: tuple[timedelta, ...] | None, timezone: str) -> Forecaster:
+    return build_model(ModelSpec.model_validate_json(spec), season=season, timezone=timezone)
+
+
+def is_pooled(spec: ModelSpec) -> bool:
+    """Whether the model learns across the rows of a panel, so that those must stay together."""
+    return _info(spec.type).pooled
+
+
+def is_threaded(spec: ModelSpec) -> bool:
+    """Whether the model uses all processors, or a GPU, by itself."""
+    return _info(spec.type).threaded
+
+
+@lru_cache(maxsize=64)
+def _info(name: str) -> ModelInfo:
+    # Of a model that nobody knows `build_model` tells.
+    return next((info for info in list_models() if info.name == name), ModelInfo(name, ""))
 
 
 def revision_of(name: str, model: Forecaster) -> str:

@@ -32,7 +32,7 @@ from prefect.states import Completed, Failed
 from anomaly_times.conventions import BY_HAND, MISSION_NAME, Kind, mission_of_variable, pack_tag, variable_name
 from anomaly_times.deployed import from_value
 from anomaly_times.durations import parse_duration
-from anomaly_times.engine import Job, Places, Ran, default_jobs, open_engine
+from anomaly_times.engine import Job, Places, Processes, Ran, default_jobs, open_engine
 from anomaly_times.errors import AnomalyTimesError, MissionError, PrefectError, UsageError
 from anomaly_times.mission import Direction, Missing, Mission, Watched
 from anomaly_times.monitoring import About
@@ -215,8 +215,9 @@ async def forecast(missions: Sequence[Mission], *, now: datetime | None = None) 
     """
 
     def work() -> list[ForecastResult]:
-        with _opened(missions) as stores, ThreadPoolExecutor(default_jobs()) as pool:
-            return forecast_pass(missions, stores, now=now or datetime.now(UTC), mapper=pool.map)
+        with _opened(missions) as stores, Processes() as processes, ThreadPoolExecutor(default_jobs()) as pool:
+            at = now or datetime.now(UTC)
+            return forecast_pass(missions, stores, now=at, mapper=pool.map, blocks=processes.map)
 
     return await asyncio.to_thread(work)
 

@@ -29,7 +29,7 @@ from cronsim import CronSim
 
 from anomaly_times.conventions import BY_HAND, Kind, pack_slug
 from anomaly_times.durations import EPOCH, format_duration
-from anomaly_times.engine import run_pass
+from anomaly_times.engine import Processes, default_processes, run_pass
 from anomaly_times.errors import AnomalyTimesError, MissionError, UsageError
 from anomaly_times.loading import DEFAULTS_FILE, mission_files
 from anomaly_times.mission import Mission
@@ -172,6 +172,7 @@ class Runner:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._stores_of, self._tell, self._project, self._jobs, self._clock = stores_of, tell, project, jobs, clock
+        self._processes = Processes(min(jobs, default_processes()))
         self._missions: dict[str, Mission] = {}
         self._packs: dict[str, Pack] = {}
         self._stores: Mapping[str, Store] = {}
@@ -273,7 +274,16 @@ class Runner:
         with ThreadPoolExecutor(self._jobs, thread_name_prefix=kind) as pool:
             mapper = self._until_stopped(pool)
             about = About(self._project, slug or BY_HAND)
-            results, written = run_pass(kind, missions, stores, now=now, since=since, mapper=mapper, about=about)
+            results, written = run_pass(
+                kind,
+                missions,
+                stores,
+                now=now,
+                since=since,
+                mapper=mapper,
+                blocks=self._processes.map,
+                about=about,
+            )
         took = timedelta(seconds=time.monotonic() - began)
         self._tell(PassDone(kind, cadence, now, took, results, written or Written(), not slug))
 
@@ -303,6 +313,7 @@ class Runner:
     ) -> None:
         self._stopping.set()
         self._scheduler.shutdown(wait=True)
+        self._processes.close()
 
 
 def keep_going(
