@@ -11,8 +11,7 @@ A series that is younger than four days and a half, or was not there at that tim
 Nothing is kept between passes: each works out the same again from the same values, unless it is given `Tunings`.
 
 A panel is worked on in `Block`s of `BLOCK_ROWS` series, whoever does the work and wherever: memory is bounded by a
-block rather than by the panel, blocks can be done at once, and no figure depends on how many processors there are (but
-for the last digits of matrix products, which libraries sum in another order where they have more threads).
+block rather than by the panel, blocks can be done at once, and no figure depends on how many processors there are.
 """
 
 from __future__ import annotations

@@ -51,6 +51,8 @@ Layer = tuple[F32, F32]
 
 _FILE = Path(__file__).with_name("seasonmix.npz")
 _CHUNK, _CHUNK_OF_SERIES = 512, 64
+_TILE = 8
+"""Columns of one matrix product: of more, some processors round the first ones otherwise than those that follow."""
 _SHORT = "shorter than two cycles of an hour, a day or a week"
 _SHORTER = "shorter than two cycles of any season that was given"
 
@@ -122,7 +124,8 @@ class Weights:
     def answer(self, told: Described) -> F32:
         """Quantiles at `LEVELS` in units relative to the reference: float32[len(LEVELS), S, L], rising along axis 0."""
         n_series, n_leads = told.reference.shape
-        shared = np.concatenate([self._encoded(chunk) for chunk in _chunks(told.static.T, _CHUNK_OF_SERIES)], axis=1)
+        encoded = [self._encoded(chunk) for chunk in _chunks(told.static.T, _CHUNK_OF_SERIES)]
+        shared = np.concatenate([_untiled(chunk) for chunk in encoded], axis=1)
         of_series = np.repeat(np.arange(n_series), n_leads)
         points = zip(
             _chunks(of_series[None], _CHUNK),
@@ -130,8 +133,10 @@ class Weights:
             _chunks(told.bases.reshape(len(BASES), -1), _CHUNK),
             strict=True,
         )
-        answers = [self._head(shared[:, series[0]], lead, bases) for series, lead, bases in points]
-        out = np.concatenate(answers, axis=1)[:, : n_series * n_leads]
+        answers = [
+            self._head(np.moveaxis(shared[:, series[:, 0]], 0, 1), lead, bases) for series, lead, bases in points
+        ]
+        out = np.concatenate([_untiled(answer) for answer in answers], axis=1)[:, : n_series * n_leads]
         return out.reshape(len(LEVELS), n_series, n_leads)
 
     def _encoded(self, static: F32) -> F32:
@@ -149,17 +154,17 @@ class Weights:
             x += _relu(more)
         answer = self.out[0] @ x
         answer += self.out[1][:, None]
-        distance, logits = answer[: len(LEVELS)], answer[len(LEVELS) :]
-        logits -= logits.max(axis=0)
+        distance, logits = answer[:, : len(LEVELS)], answer[:, len(LEVELS) :]
+        logits -= logits.max(axis=1, keepdims=True)
         share = np.exp(logits, out=logits)
-        total = share.sum(axis=0)
+        total = share.sum(axis=1, keepdims=True)
         share *= bases
-        distance += share.sum(axis=0) / total
+        distance += share.sum(axis=1, keepdims=True) / total
         # Rising outwards from the median, which is the best known of them.
         middle = len(LEVELS) // 2
-        upward, downward = distance[middle:], distance[middle::-1]
-        np.maximum.accumulate(upward, axis=0, out=upward)
-        np.minimum.accumulate(downward, axis=0, out=downward)
+        upward, downward = distance[:, middle:], distance[:, middle::-1]
+        np.maximum.accumulate(upward, axis=1, out=upward)
+        np.minimum.accumulate(downward, axis=1, out=downward)
         return distance
 
 
@@ -174,7 +179,7 @@ def _checksum(revision: str, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
 
 
 def _chunks(x: npt.NDArray[Any], size: int) -> Iterator[npt.NDArray[Any]]:
-    """The columns of `x`, `size` at a time, the last chunk filled up with zeros.
+    """The columns of `x`, `size` at a time in tiles, [size / 8, len(x), 8], the last chunk filled up with zeros.
 
     Matrix products of one shape round alike, so no result depends on how many others are computed beside it.
     """
@@ -182,7 +187,12 @@ def _chunks(x: npt.NDArray[Any], size: int) -> Iterator[npt.NDArray[Any]]:
         part = x[:, first : first + size]
         if part.shape[1] < size:
             part = np.concatenate([part, np.zeros((len(x), size - part.shape[1]), dtype=x.dtype)], axis=1)
-        yield np.ascontiguousarray(part)
+        yield np.ascontiguousarray(np.moveaxis(part.reshape(len(x), -1, _TILE), 1, 0))
+
+
+def _untiled(x: F32) -> F32:
+    """The columns of tiles side by side: [rows, columns]."""
+    return np.moveaxis(x, 1, 0).reshape(x.shape[1], -1)
 
 
 def _relu(x: F32) -> F32:
