@@ -131,8 +131,8 @@ class Memory:
             silent = np.where(stored, float(n_points - 1 - t), silent)
         return cls(averages, flat, np.where(there, last, np.nan), idle.astype(np.float64), envelope, silent)
 
-    def rows(self, positions: Ints | Bools) -> Memory:
-        """The series at these positions, or where this boolean mask is true."""
+    def rows(self, positions: Ints | Bools | slice) -> Memory:
+        """The series at these positions, or where this boolean mask is true; of a slice, views."""
         return Memory(
             self.averages[:, positions],
             self.flat[positions],

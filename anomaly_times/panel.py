@@ -450,6 +450,12 @@ class Scores:
         evidence = self.evidence[:, :, key] if self.evidence is not None else None
         return replace(self, grid=self.grid[key], evidence=evidence, **parts)
 
+    def rows(self, key: slice) -> Scores:
+        """A part of the series over the same time; views."""
+        parts: dict[str, Any] = {name: array[key] for name, array in self._by_point().items()}
+        evidence = self.evidence[:, key] if self.evidence is not None else None
+        return replace(self, labels=self.labels[key], evidence=evidence, **parts)
+
     @classmethod
     def joined(cls, parts: Sequence[Scores]) -> Scores:
         """Several as one: all series, sorted, over all times; NaN where no part has a series at a time.

@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Protocol, TypeVar
+from itertools import pairwise
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +56,12 @@ _SILENT = timedelta(days=1)
 """A series without a value for that long before the cutoff has ended, and is forecast no more."""
 
 _RECENT_CADENCES = 3
+
+_SERIES_TOGETHER, _MISSIONS_TOGETHER = 8_192, 64
+"""So many are scored at once, or one mission that has more series: numpy's own work is for each call, not each series.
+
+More would be no faster, and would tell of the first mission later.
+"""
 
 
 class Mapper(Protocol):
@@ -311,11 +318,12 @@ def detect_pass(
     hold none. Each series is scored from its newest score on.
 
     Args:
-        missions: what to score; those alike in source, step and cadence share their queries for scores and forecasts.
+        missions: what to score; those alike in source, step and cadence share their queries for scores and forecasts,
+            those alike in query and `max_series` too what they read.
         stores: by the source that missions name.
         now: with a time zone.
         window: score everything in this window before `now` instead, scored already or not.
-        mapper: runs the missions.
+        mapper: reads the values of the missions.
         forecasts: by mission name, used in place of the stored ones (their labels are those of the source).
         kept: by mission name, what was kept beside the scores before, in place of what is stored (written labels).
         since: by mission name; stored forecasts with an older cutoff were made for another query, and do not count.
@@ -325,15 +333,6 @@ def detect_pass(
     for mission in missions:
         detect = mission.detect
         batches[mission.source, mission.step, mission.offset, detect.period, detect.catch_up].append(mission)
-
-    def one(item: _Work) -> DetectResult:
-        if item.error is not None or item.grid is None:
-            return DetectResult(item.mission, error=item.error)
-        try:
-            found = _detect(item, item.grid, _store(stores, item.mission))
-            return replace(found, again=window is not None)
-        except Exception as exc:  # noqa: BLE001 - the border between missions: none may stop its neighbours
-            return DetectResult(item.mission, error=_as_error(exc, item.mission))
 
     work: list[_Work] = []
     # Stored forecasts come in a thread of their own while the missions read their values.
@@ -348,7 +347,7 @@ def detect_pass(
                 work += [_Work(mission, error=_as_error(exc, mission)) for mission in batch]
         order = {mission.name: position for position, mission in enumerate(missions)}
         work.sort(key=lambda item: order[item.mission.name])
-        return _collect(mapper(one, work), on_done)
+        return _collect(_detected(work, stores, mapper, again=window is not None), on_done)
 
 
 @dataclass(frozen=True, eq=False)
@@ -361,6 +360,8 @@ class _Work:
     """Waits for the forecast; its labels are the written ones."""
     kept: Callable[[], Evidence | None] = lambda: None
     """Waits for what was kept beside earlier scores."""
+    ready: Callable[[], bool] = lambda: True
+    """Whether neither would wait."""
     scored: Panel | None = None
     error: AnomalyTimesError | None = None
 
@@ -407,12 +408,16 @@ def _prepare(
         # What was held against forecasts that do not count is no evidence against those that do.
         return _kept_after(found, since.get(mission.name)) if found is not None else None
 
+    def ready() -> bool:
+        return all(future is None or future.done() for future in (stored, before))
+
     return [
         _Work(
             mission,
             grids[mission.name] if grids[mission.name].n else None,
             partial(forecast_of, mission),
             partial(kept_of, mission),
+            ready,
             scored.get(mission.name),
         )
         for mission in batch
@@ -445,15 +450,149 @@ def _newest(y: Floats) -> npt.NDArray[np.intp]:
     return np.where(known.any(axis=1), last, -1)
 
 
-def _detect(item: _Work, grid: Grid, store: Store) -> DetectResult:
+def _detected(
+    work: Sequence[_Work], stores: Mapping[str, Store], mapper: Mapper, *, again: bool
+) -> Iterator[DetectResult]:
+    """The result of each mission, in order; `again` says that points are scored without a look at what is stored.
+
+    Values are read on while forecasts are under way, and while what came with them is scored.
+    """
+    reads = SharedReads(_values_asked(item.mission, item.grid) for item in work if item.grid is not None)
+
+    def read(item: _Work) -> _Values | AnomalyTimesError | None:
+        try:
+            return _read_values(item.mission, item.grid, _store(stores, item.mission), reads) if item.grid else None
+        except Exception as exc:  # noqa: BLE001 - the border between missions: none may stop its neighbours
+            return _as_error(exc, item.mission)
+
+    held: list[tuple[_Work, _Values | AnomalyTimesError | None]] = []
+    n_series = 0
+    # A mapper that ends early leaves the last missions out.
+    for item, values in zip(work, mapper(read, work), strict=False):
+        held.append((item, values))
+        n_series += values.panel.n_series if isinstance(values, _Values) else 0
+        if (len(held) >= _MISSIONS_TOGETHER or n_series >= _SERIES_TOGETHER) and item.ready():
+            yield from _results(held, stores, again=again)
+            held, n_series = [], 0
+    yield from _results(held, stores, again=again)
+
+
+def _results(
+    held: Sequence[tuple[_Work, _Values | AnomalyTimesError | None]], stores: Mapping[str, Store], *, again: bool
+) -> list[DetectResult]:
+    """What comes of missions whose values are there; those alike are scored together."""
+    results: dict[str, DetectResult] = {}
+    alike: dict[tuple[object, ...], list[_Candidates]] = defaultdict(list)
+    for item, values in held:
+        mission = item.mission
+        try:
+            if item.error is not None or item.grid is None or values is None:
+                results[mission.name] = DetectResult(mission, error=item.error)
+            else:
+                candidates = _candidates(item, item.grid, values, _store(stores, mission))
+                alike[candidates.kind].append(candidates)
+        except Exception as exc:  # noqa: BLE001 - the border between missions: none may stop its neighbours
+            results[mission.name] = DetectResult(mission, error=_as_error(exc, mission))
+    for group in alike.values():
+        for result in _scored(group):
+            results[result.mission.name] = replace(result, again=again) if result.error is None else result
+    return [results[item.mission.name] for item, _ in held]
+
+
+@dataclass(frozen=True, eq=False)
+class _Values:
+    """The series with a value on the grid, and each one's value a step before it (float64[S])."""
+
+    panel: Panel
+    last: Floats
+
+
+def _values_asked(mission: Mission, grid: Grid) -> Asked:
+    wide = Grid(grid.start - grid.step, grid.step, grid.n + 1)
+    return Asked(mission.source, mission.promql, wide, mission.max_series)
+
+
+def _read_values(mission: Mission, grid: Grid, store: Store, reads: SharedReads) -> _Values:
+    panel = reads.read(_values_asked(mission, grid), store)
+    # Where what is gone counts as 0, it goes on from its last value.
+    first = 0 if mission.detect.missing == "zero" else 1
+    there = np.isfinite(panel.y[:, first:]).any(axis=1)
+    if not np.isfinite(panel.y[:, 1:]).any():
+        # The store says it in its own words.
+        return _Values(store.read(mission.promql, grid, max_series=mission.max_series), np.empty(0))
+    panel = panel if there.all() else panel.rows(there)
+    return _Values(panel.columns(slice(1, None)), panel.y[:, 0])
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """The series of one mission beside all that they are held against; also of several missions, one after the other.
+
+    `y` is float64[S, T] at the times of `grid`, `last` each one's value a step before, `bands` float64[3, S, T] its
+    forecast and bounds, `first` the column from which it is to be scored. `cpu` is what it took up to here.
+    """
+
+    mission: Mission
+    labels: Sequence[Labels]
+    grid: Grid
+    y: Floats
+    last: Floats
+    bands: Floats
+    limits: Limits | None
+    kept: Evidence
+    first: npt.NDArray[np.intp]
+    n_series: int = 0
+    warnings: tuple[str, ...] = ()
+    cpu: float = 0.0
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Those that are equal in it can be `joined`, and scored as one."""
+        return self.mission.detect, self.grid, self.limits.move.shape[1] if self.limits is not None else 0
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """All of one kind as one, under the first one's mission; only `_scored_from` may be asked about them."""
+        if len(parts) == 1:
+            return parts[0]
+        first, limits = parts[0], None
+        each = [part.limits for part in parts if part.limits is not None]
+        if each:
+            limits = Limits(
+                np.concatenate([one.usual for one in each], axis=1),
+                np.concatenate([one.limit for one in each], axis=1),
+                np.concatenate([one.move for one in each]),
+            )
+        labels = tuple(row for part in parts for row in part.labels)
+        kept = Evidence(
+            labels,
+            first.kept.grid,
+            np.concatenate([part.kept.values for part in parts], axis=1),
+            np.concatenate([part.kept.incident for part in parts]),
+        )
+        return cls(
+            first.mission,
+            labels,
+            first.grid,
+            np.concatenate([part.y for part in parts]),
+            np.concatenate([part.last for part in parts]),
+            np.concatenate([part.bands for part in parts], axis=1),
+            limits,
+            kept,
+            np.concatenate([part.first for part in parts]),
+        )
+
+
+def _candidates(item: _Work, grid: Grid, values: _Values | AnomalyTimesError, store: Store) -> _Candidates:
     mission, ignored = item.mission, store.ignore_labels
-    try:
-        panel, last = _read_values(mission, grid, store)
-        forecast = item.forecast()
-    except NoSeriesError:
-        forecast = item.forecast()
-        if forecast is None:
-            raise
+    if isinstance(values, AnomalyTimesError) and not isinstance(values, NoSeriesError):
+        raise values
+    forecast = item.forecast()
+    if isinstance(values, _Values):
+        panel, last = values.panel, values.last
+    elif forecast is None:
+        raise values
+    else:
         panel, last = Panel((), grid, np.empty((0, grid.n))), np.empty(0)
     if forecast is not None and ignored:
         forecast = replace(forecast, labels=_keys(forecast.labels, ignored))
@@ -467,32 +606,49 @@ def _detect(item: _Work, grid: Grid, store: Store) -> DetectResult:
     bands, limits = _aligned(written, grid, forecast)
     first = _first_unscored(grid, written, item.scored)
     kept = _kept_before(written, grid, item.kept(), ignored)
-    parts = _scored_from(first, panel, last, bands, limits if mission.watches_over_time else None, kept, mission)
-    gates = sum((Counter(part.gates) for part in parts), Counter[str]())
-    unforecast = sum(part.unforecast for part in parts)
-    scores = None
-    if parts:
-        scores = parts[0].scores if len(parts) == 1 else Scores.joined([part.scores for part in parts])
-    elif not panel.n_series:
-        scores = Scores((), grid, *(np.empty((0, grid.n)) for _ in range(5)))
+    limits = limits if mission.watches_over_time else None
     cpu = time.thread_time() - began
-    return DetectResult(
-        mission, scores, warnings=warnings, gates=dict(gates), unforecast=unforecast, series=n_series, cpu=cpu
-    )
+    return _Candidates(mission, panel.labels, grid, panel.y, last, bands, limits, kept, first, n_series, warnings, cpu)
 
 
-def _read_values(mission: Mission, grid: Grid, store: Store) -> tuple[Panel, Floats]:
-    """The series with a value on the grid, and each one's value a step before it (float64[S])."""
-    wide = Grid(grid.start - grid.step, grid.step, grid.n + 1)
-    panel = store.read(mission.promql, wide, max_series=mission.max_series)
-    # Where what is gone counts as 0, it goes on from its last value.
-    first = 0 if mission.detect.missing == "zero" else 1
-    there = np.isfinite(panel.y[:, first:]).any(axis=1)
-    if not np.isfinite(panel.y[:, 1:]).any():
-        # The store says it in its own words.
-        return store.read(mission.promql, grid, max_series=mission.max_series), np.empty(0)
-    panel = panel if there.all() else panel.rows(there)
-    return panel.columns(slice(1, None)), panel.y[:, 0]
+def _scored(group: Sequence[_Candidates]) -> list[DetectResult]:
+    """The results of missions of one kind; where one makes all of them fail it is found."""
+    began = time.thread_time()
+    try:
+        found = _scored_from(_Candidates.joined(group))
+    except Exception as exc:  # noqa: BLE001 - the border between missions: none may stop its neighbours
+        if len(group) > 1:
+            return [result for one in group for result in _scored([one])]
+        return [DetectResult(group[0].mission, error=_as_error(exc, group[0].mission))]
+    cpu = time.thread_time() - began
+    ends = np.cumsum([0, *(len(one.labels) for one in group)]).tolist()
+    results = []
+    for one, (begin, end) in zip(group, pairwise(ends), strict=True):
+        parts = []
+        for rows, part in found:
+            there = slice(*np.searchsorted(rows, (begin, end)).tolist())
+            if there.start < there.stop:
+                parts.append(part.rows(there))
+        scores = None
+        if parts:
+            scores = parts[0].scores if len(parts) == 1 else Scores.joined([part.scores for part in parts])
+        elif not one.labels:
+            scores = Scores((), one.grid, *(np.empty((0, one.grid.n)) for _ in range(5)))
+        gates = Counter[str]()
+        for part in parts:
+            gates.update({gate: int(count.sum()) for gate, count in part.gates.items()})
+        results.append(
+            DetectResult(
+                one.mission,
+                scores,
+                warnings=one.warnings,
+                gates={gate: count for gate, count in gates.items() if count},
+                unforecast=sum(int(part.unforecast.sum()) for part in parts),
+                series=one.n_series,
+                cpu=one.cpu + cpu * (end - begin) / max(1, ends[-1]),
+            )
+        )
+    return results
 
 
 def _aligned(written: Sequence[Labels], grid: Grid, forecast: Forecast | None) -> tuple[Floats, Limits | None]:
@@ -560,24 +716,19 @@ def _kept_after(kept: Evidence, at: datetime | None) -> Evidence:
     return replace(kept, values=np.where(old, np.nan, kept.values), incident=np.where(old, np.nan, kept.incident))
 
 
-def _scored_from(
-    first: npt.NDArray[np.intp],
-    panel: Panel,
-    last: Floats,
-    bands: Floats,
-    limits: Limits | None,
-    kept: Evidence,
-    mission: Mission,
-) -> list[scoring.Scored]:
-    """Each series from its column `first` on: those that begin together at once; none where all is scored."""
-    y, grid, step = panel.y, panel.grid, panel.grid.step
-    before = np.concatenate([last[:, None], y], axis=1)
-    if mission.detect.missing == "zero":
+def _scored_from(these: _Candidates) -> list[tuple[npt.NDArray[np.intp], scoring.Scored]]:
+    """Each series from its column `first` on: those that begin together at once, with their (rising) rows.
+
+    None where all is scored.
+    """
+    grid, step, kept, detect = these.grid, these.grid.step, these.kept, these.mission.detect
+    before = np.concatenate([these.last[:, None], these.y], axis=1)
+    if detect.missing == "zero":
         # A value that was not there counted as 0.
         before = np.nan_to_num(before)
     found = []
-    for begin in np.unique(first[first < grid.n]).tolist():
-        rows, part = np.flatnonzero(first == begin), slice(begin, None)
+    for begin in np.unique(these.first[these.first < grid.n]).tolist():
+        rows, part = np.flatnonzero(these.first == begin), slice(begin, None)
         known = slice(0, remembered(step) + begin)
         memory = Memory.of(
             kept.values[:, rows, known],
@@ -585,16 +736,14 @@ def _scored_from(
             round_significant(before[rows, begin]),
             step=step,
         )
-        of_rows = limits.rows(rows).columns(part) if limits is not None else None
-        yhat, lower, upper = bands[:, rows, part]
-        found.append(
-            scoring.score(
-                *([panel.labels[i] for i in rows.tolist()], grid[part], y[rows, part], (yhat, lower, upper)),
-                mission.detect,
-                limits=of_rows,
-                memory=memory,
-            )
+        yhat, lower, upper = these.bands[:, rows, part]
+        scored = scoring.score(
+            *([these.labels[i] for i in rows.tolist()], grid[part], these.y[rows, part], (yhat, lower, upper)),
+            detect,
+            limits=these.limits.rows(rows).columns(part) if these.limits is not None else None,
+            memory=memory,
         )
+        found.append((rows, scored))
     return found
 
 

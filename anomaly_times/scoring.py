@@ -54,6 +54,7 @@ _LARGEST = 1e300
 _OFTEN = 0.02
 
 Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.intp]
 
 
 def format_score(score: float) -> str:
@@ -131,14 +132,20 @@ def unseen_sides(forecast: Forecast, detect: Detect) -> tuple[int, int]:
 class Scored:
     """Scores, what was decided on the way, and what detection remembers after the last point.
 
-    `gates` counts points by what settled their score: `out_of_range`, `direction`, `min_deviation`, `missing`.
-    `unforecast` counts values that no forecast stands against: they have no score.
+    `gates` counts each series' points (int[S]) by what settled their score: `out_of_range`, `direction`,
+    `min_deviation`, `missing`; those that settled none are left out. `unforecast` (int[S]) counts values that no
+    forecast stands against: they have no score.
     """
 
     scores: Scores
-    gates: Mapping[str, int]
-    unforecast: int
+    gates: Mapping[str, Ints]
+    unforecast: Ints
     memory: Memory
+
+    def rows(self, key: slice) -> Scored:
+        """The series of `key`; views."""
+        gates = {gate: count[key] for gate, count in self.gates.items()}
+        return Scored(self.scores.rows(key), gates, self.unforecast[key], self.memory.rows(key))
 
 
 def score(
@@ -211,8 +218,8 @@ def score(
             evidence=found[1:],
             incident=np.where(np.isfinite(result), incident, np.nan),
         ),
-        {name: int(mask.sum()) for name, mask in gates.items() if mask.any()},
-        int((np.isfinite(y) & ~expected).sum()),
+        {name: mask.sum(axis=1) for name, mask in gates.items() if mask.any()},
+        (np.isfinite(y) & ~expected).sum(axis=1),
         memory,
     )
 

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
 
-from anomaly_times import bounds
+from anomaly_times import bounds, scoring
 from anomaly_times.errors import AnomalyTimesError, ModelError, NoSeriesError, StoreUnavailableError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Forecast, Grid, Labels, Panel, Scores
@@ -471,17 +473,87 @@ class Counting(MemoryStore):
         return super().write_scores(scores)
 
 
-def test_alike_missions_share_the_queries_for_forecasts_and_scores() -> None:
+def test_alike_missions_share_their_queries() -> None:
     store = Counting({"load": series()})
     missions = [mission(f"m-{i}") for i in range(20)]
     forecast_and_write(missions, store, NOW)
     detect_and_write(missions, store, NOW + timedelta(minutes=5))
     store.asked.clear()
     detect_and_write(missions, store, NOW + timedelta(minutes=10))
-    assert sorted(store.asked) == ["forecasts"] + ["read"] * 20 + ["scores", "write"]
+    assert sorted(store.asked) == ["forecasts", "read", "scores", "write"]
     store.asked.clear()
     assert detect_and_write(missions, store, NOW + timedelta(minutes=10)) == {}
     assert store.asked == ["scores"]
+
+
+def test_missions_of_one_query_read_its_values_once_a_detection() -> None:
+    missions = [
+        mission("a"),
+        mission("other", "other"),
+        mission("b", detect={"every": "5m", "direction": "above"}),
+        mission("few", max_series=1),
+        mission("rare", detect={"every": "1h"}),
+        mission("c"),
+    ]
+    able = [each for each in missions if each.name != "few"]
+    store = CountingStore({"load": series(), "other": series(3)})
+    forecast_and_write(able, store, NOW)
+    detect_and_write(able, store, NOW)
+    store.reads.clear()
+    with ThreadPoolExecutor(4) as pool:
+        results = detect_pass(missions, {"": store}, now=NOW + timedelta(minutes=15), mapper=pool.map)
+    # Another limit of series, and another window, are read on their own.
+    assert sorted(store.reads) == ["load", "load", "load", "other"]
+    assert [result.mission.name for result in results] == ["a", "other", "b", "few", "rare", "c"]
+    assert [result.mission.name for result in results if result.error] == ["few"]
+    for result, each in zip(results, missions, strict=True):
+        (alone,) = detect_pass([each], {"": store}, now=NOW + timedelta(minutes=15))
+        if result.scores is not None and alone.scores is not None:
+            assert result.scores.labels == alone.scores.labels
+            assert np.array_equal(result.scores.score, alone.scores.score, equal_nan=True)
+            assert (result.gates, result.unforecast, result.series) == (alone.gates, alone.unforecast, alone.series)
+        else:
+            assert each.name == "few"
+
+
+def test_a_mission_that_cannot_be_scored_does_not_keep_those_alike_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoilt = series(3)
+    store = MemoryStore({"load": series(), "spoilt": spoilt})
+    missions = [mission("a"), mission("broken", "spoilt"), mission("b")]
+    forecast_and_write(missions, store, NOW)
+    score = scoring.score
+
+    def broken(labels: Sequence[Labels], *arguments: Any, **options: Any) -> scoring.Scored:
+        if any(row.get("host") == "c" for row in labels):
+            raise ZeroDivisionError("a bug of ours")
+        return score(labels, *arguments, **options)
+
+    monkeypatch.setattr("anomaly_times.scoring.score", broken)
+    results = detect_pass(missions, {"": store}, now=NOW + timedelta(minutes=10))
+    assert [type(result.error) for result in results] == [type(None), AnomalyTimesError, type(None)]
+    assert "broken" in str(results[1].error)
+    assert all(result.scores is not None and result.scores.labels for result in (results[0], results[2]))
+
+
+def test_values_are_read_while_forecasts_are_under_way() -> None:
+    class Slow(CountingStore):
+        def read_forecasts(
+            self, missions: Sequence[Mission], grid: Grid, *, since: Mapping[str, datetime] | None = None
+        ) -> Mapping[str, Forecast]:
+            assert all_read.wait(30), "the forecasts came only after values of all missions"
+            return super().read_forecasts(missions, grid, since=since)
+
+        def read(self, promql: str, grid: Grid, *, max_series: int = 10_000) -> Panel:
+            panel = super().read(promql, grid, max_series=max_series)
+            if len(self.reads) == 100:
+                all_read.set()
+            return panel
+
+    all_read = threading.Event()
+    names = [f"m-{i}" for i in range(100)]
+    store = Slow(dict.fromkeys(names, series(1)))
+    results = detect_pass([mission(name, name) for name in names], {"": store}, now=NOW)
+    assert [result.error for result in results] == [None] * 100
 
 
 def test_a_store_that_is_away_is_the_error_of_each_mission_of_its_batch() -> None:
@@ -510,3 +582,13 @@ def test_a_mission_that_cannot_be_written_does_not_keep_the_others_from_it() -> 
     results, written = write_scores(detect_pass(missions, {"": store}, now=NOW + timedelta(minutes=10)), {"": store})
     assert [result.error for result in results] == [store.refuses] * 3
     assert written == Written()
+
+
+def test_a_mapper_that_ends_early_leaves_missions_out_and_the_others_are_scored() -> None:
+    pack = [mission(name=f"m-{i}") for i in range(3)]
+    store = MemoryStore({"load": series()})
+
+    def stopped(function: Callable[[Any], Any], items: Iterable[Any], /) -> Iterator[Any]:
+        return map(function, list(items)[:2])
+
+    assert [result.mission.name for result in detect_pass(pack, {"": store}, now=NOW, mapper=stopped)] == ["m-0", "m-1"]

@@ -12,9 +12,10 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
@@ -175,11 +176,19 @@ def send(store: PrometheusStore, blocks: Sequence[Samples]) -> Written:
         raise UsageError(f"the source {store.name} can only be read", hint="set `write` of the source")
     encoder = vm_import if source.protocol == "vm_import" else remote_write
     dropped = _dropped_rows(store)
-    for body in encoder.encode(blocks):
-        try:
-            store.client.request("POST", source.write_url, content=body, headers=encoder.HEADERS)
-        except RefusedError as exc:
-            raise _explained(exc) from exc
+    post = partial(store.client.request, "POST", source.write_url, headers=encoder.HEADERS)
+    try:
+        # One after the other, for their order counts; the next is encoded while the server takes one.
+        with ThreadPoolExecutor(1, thread_name_prefix="write") as pool:
+            sent: Future[bytes] | None = None
+            for body in encoder.encode(blocks):
+                if sent is not None:
+                    sent.result()
+                sent = pool.submit(post, content=body)
+            if sent is not None:
+                sent.result()
+    except RefusedError as exc:
+        raise _explained(exc) from exc
     if dropped is not None:
         _check_kept(store, blocks, dropped)
     return written
