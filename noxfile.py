@@ -73,6 +73,13 @@ def bench_models(session: nox.Session) -> None:
         session.run("python", "-m", "benchmarks.evidence", "--workers", "2", env=QUIET)
 
 
+@nox.session(name="bench-scale")
+def bench_scale(session: nox.Session) -> None:
+    """What passes cost as series and missions grow: a table, and bench-results/scale.json. Takes an hour."""
+    install(session, "test", "bench")
+    session.run("python", "-m", "benchmarks.scale", *session.posargs, env=QUIET)
+
+
 @nox.session(python=False)
 def constraints(session: nox.Session) -> None:
     """Pin every dependency with its hashes, without naming a registry."""

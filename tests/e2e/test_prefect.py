@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -71,9 +72,9 @@ class World:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def worker(self) -> servers.Server:
+    def worker(self, **env: str) -> servers.Server:
         """A worker that takes runs of the pool."""
-        return process_worker(self.folder, POOL, self.env)
+        return process_worker(self.folder, POOL, self.env | env)
 
     def ask(self, method: str, path: str, body: object = None) -> Any:
         while True:
@@ -308,6 +309,35 @@ def test_files_become_scores_and_what_changes_in_them_changes_there(world: World
     kept = [schedule["id"] for _, schedule in world.schedules()]
     assert set(hand_made) < set(kept)
     assert world.schedules() == schedules
+
+
+def test_packs_run_on_ray_by_setting_alone(world: World) -> None:
+    psutil = pytest.importorskip("psutil")
+    pytest.importorskip("ray")
+    packs = pack_slug("e2e", "forecast", "30m", "00"), pack_slug("e2e", "detect", "5s", "00")
+    names = [f"ray-{i}" for i in range(3)]
+    world.command("at", "deploy", "--work-pool", POOL)
+    with PrefectServer(world.prefect.url + "/api") as server:
+        for name in names:
+            server.create_mission(DeployedMission(mission(name), "e2e", packs, EPOCH))
+    # Paths of Ray's sockets must be short.
+    with tempfile.TemporaryDirectory(prefix="at-", dir="/tmp") as ray_folder:
+        worker = world.worker(AT_ENGINE="ray", RAY_TMPDIR=ray_folder)
+        try:
+            forecast = world.run(FORECASTING, pack=packs[0])
+            assert forecast["name"] == "Completed", forecast["message"]
+            detection = world.run(DETECTION, pack=packs[1])
+            assert detection["name"] == "Completed", detection["message"]
+        finally:
+            worker.stop()
+        for name in names:
+            assert world.stored(FORECAST_METRICS[0], name).size
+            assert world.stored(SCORE, name).size
+        # Each run had a cluster of its own, and left nothing of it behind.
+        clusters = [path for path in Path(ray_folder, "ray").glob("session_2*") if not path.is_symlink()]
+        assert len(clusters) == 2
+        left = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])]
+        assert [words for words in left if any(ray_folder in word for word in words or ())] == []
 
 
 @pytest.fixture
