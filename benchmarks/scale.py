@@ -2,7 +2,8 @@
 
 Forecast runs are those of the command line, from its start to its end, in a process of their own; their memory is that
 of all their processes together, pages that they share counted for each. `bench-results/scale.json` keeps what was
-measured, group by group, so that a run that was cut short goes on with `--only`; `--table` prints it.
+measured, group by group, so that a run that was cut short goes on with `--only`; `--table` prints it, and `--page FILE`
+puts it into that page, between the lines that say so.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ PATTERNS = 2_000
 LARGEST = 10_000
 """Series of one mission, at most."""
 RESULTS = Path("bench-results/scale.json")
+BEGIN, END = "<!-- begin: bench-scale -->", "<!-- end: bench-scale -->"
 
 
 @dataclass(frozen=True)
@@ -415,10 +417,10 @@ def slope(rows: Sequence[dict[str, Any]], kind: str, of: str) -> str:
 
 def table(results: dict[str, Any]) -> str:
     """What was measured, in Markdown."""
-    lines = []
+    lines = [", ".join(f"{key} {value}" for key, value in results.get("machine", {}).items()), ""]
     for name, group in results["groups"].items():
         load = f"load average at its start {group['load']:.1f}"
-        lines += [f"### {name}", "", f"{group['at']}, {load}.", "", "| work | figure | runs | beside | target |"]
+        lines += [f"## {name}", "", f"{group['at']}, {load}.", "", "| work | figure | runs | beside | target |"]
         lines += ["| --- | --- | --- | --- | --- |"]
         for one in group["rows"]:
             known = {key: one[key] for key in ("what", "unit", "beside", "target")}
@@ -440,6 +442,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(GROUPS), default=list(GROUPS))
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--table", action="store_true", help="print what was measured before, and measure nothing")
+    parser.add_argument("--page", type=Path, help="a page to put the table into, too")
     parser.add_argument("--json", type=Path, default=RESULTS)
     args = parser.parse_args()
     results = json.loads(args.json.read_text()) if args.json.exists() else {"groups": {}}
@@ -455,7 +458,11 @@ def main() -> None:
         }
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(results, indent=2) + "\n")
-    print(table(results))
+    text = table(results)
+    print(text)
+    if args.page:
+        before, _, rest = args.page.read_text().partition(BEGIN)
+        args.page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":
