@@ -35,6 +35,7 @@ from anomaly_times.models.rebase import rebased
 from anomaly_times.panel import Evidence, Floats, Forecast, Grid, Labels, Limits, Panel, Scores, round_significant
 from anomaly_times.quality import Quality, judge, naive_season
 from anomaly_times.stores import Store, Written
+from anomaly_times.stores.history import Histories
 from anomaly_times.stores.shared import Asked, SharedReads
 
 __all__ = [
@@ -120,6 +121,7 @@ def forecast_pass(
     now: datetime,
     mapper: Mapper = map,
     blocks: BlockMapper = map,
+    histories: Histories | None = None,
     keep_history: bool = False,
     judged: bool = False,
     since: Mapping[str, datetime] | None = None,
@@ -134,6 +136,7 @@ def forecast_pass(
         now: with a time zone; the cutoff is the last grid time not after now − offset.
         mapper: runs the missions.
         blocks: does the rows of their panels, a few hundred at a time; from several threads where `mapper` has them.
+        histories: of earlier passes, which need not be read again.
         keep_history: put what was read into the results, for charts.
         judged: read the stored forecasts of the time since the slot before too, and say how good they were.
         since: by mission name; stored forecasts with an older cutoff were made for another query, and are not judged.
@@ -146,9 +149,10 @@ def forecast_pass(
     def one(mission: Mission) -> ForecastResult:
         try:
             store = _store(stores, mission)
+            reader = histories.of(mission.source, store) if histories is not None else store
             return _forecast(
                 *(mission, store),
-                read=lambda: reads.read(asked[mission.name], store),
+                read=lambda: reads.read(asked[mission.name], reader),
                 now=now,
                 blocks=blocks,
                 keep_history=keep_history,

@@ -184,6 +184,12 @@ class Settings(BaseSettings):
         default=Path(".anomaly-times"), description="folder that all workers share, for forecasts not yet written"
     )
 
+    history_cache_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="of histories kept under `state_url` for the next forecast, at most; 0: each forecast reads all",
+    )
+
     @field_validator("state_url", mode="before")
     @classmethod
     def _folder(cls, value: object) -> object:

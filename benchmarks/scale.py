@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -111,15 +111,21 @@ class Installation:
             for number in range(count)
         ]
 
-    def forecast(self, missions: Sequence[Mission], *options: str) -> Cost:
-        """`at forecast` of these missions."""
+    def forecast(
+        self,
+        missions: Sequence[Mission],
+        *options: str,
+        at: datetime | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Cost:
+        """`at forecast` of these missions, at the end of their history where nothing is said."""
         file = self.folder / "missions.yaml"
         file.write_text(yaml.safe_dump_all([json.loads(one.model_dump_json(exclude_unset=True)) for one in missions]))
         command = [
             *(sys.executable, "-c", "from anomaly_times.cli import main; main()", "forecast", str(file)),
-            *("--url", self.server.url, "--at", self.end.isoformat(), "--output", "json", *options),
+            *("--url", self.server.url, "--at", (at or self.end).isoformat(), "--output", "json", *options),
         ]
-        env = {**os.environ, "AT_STATE_URL": str(self.folder / "state")}
+        env = {**os.environ, "AT_STATE_URL": str(self.folder / "state"), **(env or {})}
         began = time.perf_counter()
         before = os.times()
         with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
@@ -228,6 +234,26 @@ def server_alone(here: Installation, repeat: int) -> list[float]:
             if result.error is not None:
                 raise result.error
     return [detection._alone(client.sent, here.server.folder) for _ in range(repeat)]
+
+
+def cached(repeat: int) -> list[Row]:
+    """The same run an hour later, with the history of the first one kept."""
+    del repeat
+    env = {"AT_HISTORY_CACHE_BYTES": str(4_000_000_000)}
+    with tempfile.TemporaryDirectory() as folder, Installation(Path(folder), LARGEST) as here:
+        pack, out = here.missions(1, "profile"), []
+        for at in (here.end - timedelta(hours=1), here.end):
+            cost = here.forecast(pack, at=at, env=env)
+            asked = f"/api/v1/query?nocache=1&query=at_points_read&time={at.timestamp() + 30}"
+            [answer] = json.loads(servers.fetch(here.server.url + asked))["data"]["result"]
+            out.append((cost, float(answer["value"][1])))
+        size = sum(file.stat().st_size for file in Path(folder, "state", "history").iterdir())
+    (first, all_of_it), (second, some) = out
+    return [
+        row("forecast, 10,000 series, `profile`, nothing kept yet", [first], beside=f"{all_of_it:,.0f} points read"),
+        row("the same an hour later, its history kept", [second], target="≤ 5 % of the points",
+            beside=f"{some:,.0f} points read, {some / all_of_it:.1%} of them; {size / 1e6:.0f} MB kept"),
+    ]  # fmt: skip
 
 
 def on_ray(here: Installation, repeat: int) -> list[Row]:
@@ -375,6 +401,7 @@ def _stored(server: servers.Server) -> tuple[float, float]:
 GROUPS: dict[str, Callable[[int], list[Row]]] = {
     "detections": detections,
     "forecasts": forecasts,
+    "cached": cached,
     "peers": peers,
     "blocks": blocks,
     "storage": storage,

@@ -47,7 +47,7 @@ def pass_over_files(kind: Kind, files: Sequence[Path] | None, params: Mapping[st
     with opt.MissionStores(params["source"], params["url"]) as opened:
         stores = opened.of(missions)
         job = Job(kind, missions, now, window=window, write=not params["dry_run"], about=About(settings.project))
-        places = Places(opened.sources, settings.state_url)
+        places = Places(opened.sources, settings.state_url, settings.history_cache_bytes)
         engine: EngineName = params["on"].value if params["on"] is not None else settings.engine
         if engine == "local" and params["ray_address"]:
             raise UsageError("--ray-address goes with --on ray", hint="or with `engine: ray` in the settings")

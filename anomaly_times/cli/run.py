@@ -30,16 +30,20 @@ def run(
     Example: at run missions/
     """
     from anomaly_times.cli import render
+    from anomaly_times.engine import Places
     from anomaly_times.scheduling.local import Runner, keep_going
     from anomaly_times.settings import load_settings
 
-    project, paths = load_settings().project, files or [opt.DEFAULT_FILES]
+    settings, paths = load_settings(), files or [opt.DEFAULT_FILES]
 
     def tell(happening: Happening) -> None:
         render.log(_line(happening))
 
     with opt.MissionStores(source, url) as stores, until_signal() as stop:
-        with Runner(stores.of, tell, project=project, jobs=jobs or opt.default_jobs()) as runner:
+        histories = Places(stores.sources, settings.state_url, settings.history_cache_bytes).histories()
+        with Runner(
+            *(stores.of, tell), project=settings.project, jobs=jobs or opt.default_jobs(), histories=histories
+        ) as runner:
             keep_going(runner, paths, lambda: opt.missions_from_files(files), tell=tell, stop=stop)
             render.log("stopping: what is being computed is finished and stored; once more ends at once")
         render.log("stopped")

@@ -47,7 +47,7 @@ def open_engine(name: EngineName, places: Places, *, address: str = "", jobs: in
         EngineError: the cluster is away, or differs from us in a version.
     """
     if name == "local":
-        yield Local(jobs or default_jobs())
+        yield Local(jobs or default_jobs(), places.histories())
         return
     with open_cluster(places, address=address, jobs=jobs) as engine:
         yield engine

@@ -259,7 +259,7 @@ def _work(job: Job, places: Places) -> _Summary:
                 if name in needed
             }
             pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
-            done = do_here(job, stores, mapper=pool.map if pool else map, share=True)
+            done = do_here(*(job, stores), mapper=pool.map if pool else map, histories=places.histories(), share=True)
     finally:
         ours.removeHandler(heard)
     outcomes = [outcome_of(result) for result in done.results]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +16,7 @@ from anomaly_times.outcome import Outcome
 from anomaly_times.passes import DetectResult, ForecastResult
 from anomaly_times.settings import Source
 from anomaly_times.stores import Store, Written
+from anomaly_times.stores.history import Histories
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,18 @@ class Ran:
 
 @dataclass(frozen=True)
 class Places:
-    """Where missions read and write: sources by the name that missions know them by, and the folder of state."""
+    """Where missions read and write: sources by the name that missions know them by, and the folder of state.
+
+    Of histories that were read as many bytes are kept there as `history_bytes` says.
+    """
 
     sources: Mapping[str, Source]
     state: Path
+    history_bytes: int = 0
+
+    def histories(self) -> Histories:
+        """What was read by passes before."""
+        return Histories(self.state / "history", self.sources, max_bytes=self.history_bytes)
 
     def absolute(self) -> Places:
         """The same for a process with another working folder."""
@@ -73,7 +82,7 @@ class Places:
             name: source.model_copy(update={file: path.absolute() for file in files if (path := getattr(source, file))})
             for name, source in self.sources.items()
         }
-        return Places(sources, self.state.absolute())
+        return replace(self, sources=sources, state=self.state.absolute())
 
 
 class Engine(Protocol):

@@ -20,6 +20,7 @@ from anomaly_times.monitoring import About, Effort, Result, efforts, tell
 from anomaly_times.outcome import outcome_of
 from anomaly_times.passes import ForecastResult, Mapper, detect_pass, forecast_pass, write_forecasts, write_scores
 from anomaly_times.stores import Store, Written
+from anomaly_times.stores.history import Histories
 from anomaly_times.stores.metered import metered
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ def run_pass(
     since: Mapping[str, datetime] | None = None,
     mapper: Mapper = map,
     blocks: BlockMapper = map,
+    histories: Histories | None = None,
     write: bool = True,
     about: About | None = None,
     on_done: Callable[[Result], None] | None = None,
@@ -60,12 +62,13 @@ def run_pass(
         since: as for `detect_pass` and `forecast_pass`.
         mapper: runs the missions; one that ends early leaves missions out.
         blocks: as for `forecast_pass`.
+        histories: as for `forecast_pass`.
         write: else nothing is stored, and `None` takes the place of what was written.
         about: what the figures carry that the pass stores about itself; without, or where nothing is stored, none are.
         on_done: told each result as it comes.
     """
     job = Job(kind, missions, now, window=window, since=since or {}, write=write, about=about)
-    done = do_here(job, stores, mapper=mapper, blocks=blocks, on_done=on_done or (lambda _: None))
+    done = do_here(job, stores, mapper=mapper, blocks=blocks, histories=histories, on_done=on_done or (lambda _: None))
     for untold in done.untold:
         logger.warning("%s", untold)
     return done.results, done.written if write else None
@@ -87,6 +90,7 @@ def do_here(
     *,
     mapper: Mapper,
     blocks: BlockMapper = map,
+    histories: Histories | None = None,
     on_done: Callable[[Result], None] = lambda _: None,
     check: Callable[[], None] = lambda: None,
     share: bool = False,
@@ -109,7 +113,15 @@ def do_here(
     if job.kind == "forecast":
         judged = job.write and job.about is not None
         forecast_pass(
-            *(able, used), now=job.now, mapper=mapper, blocks=blocks, judged=judged, since=job.since, on_done=store
+            able,
+            used,
+            now=job.now,
+            mapper=mapper,
+            blocks=blocks,
+            histories=histories,
+            judged=judged,
+            since=job.since,
+            on_done=store,
         )
     else:
         found = detect_pass(able, used, now=job.now, window=job.window, since=job.since, mapper=mapper, on_done=on_done)
@@ -137,6 +149,7 @@ class Local:
     """The engine of this machine: `jobs` missions at once, and as many processes that compute as processors allow."""
 
     jobs: int
+    histories: Histories | None = None
 
     def run(
         self,
@@ -159,7 +172,13 @@ class Local:
         processes = Processes(min(self.jobs, default_processes()))
         try:
             done = do_here(
-                *(job, stores), mapper=mapper, blocks=processes.map, on_done=lambda _: on_done(), check=check
+                job,
+                stores,
+                mapper=mapper,
+                blocks=processes.map,
+                histories=self.histories,
+                on_done=lambda _: on_done(),
+                check=check,
             )
         finally:
             processes.close()

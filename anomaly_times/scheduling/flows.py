@@ -430,7 +430,7 @@ async def _work(
                 unreadable=work.broken,
             )
             sources = {name: settings.named_source(name)[1] for name in opened}
-            places = Places(sources, settings.state_url)
+            places = Places(sources, settings.state_url, settings.history_cache_bytes)
             with open_engine(settings.engine, places, address=settings.ray_address) as engine:
                 return engine.run(job, opened, check=check)
 

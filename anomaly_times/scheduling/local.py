@@ -37,6 +37,7 @@ from anomaly_times.monitoring import About, Result, tell_gone, tells_alike
 from anomaly_times.passes import Mapper
 from anomaly_times.plan import KINDS, first_cutoff, restart, timing_of
 from anomaly_times.stores import Store, Written
+from anomaly_times.stores.history import Histories
 
 __all__ = [
     "Happening",
@@ -159,6 +160,7 @@ class Runner:
         tell: told what happens, from several threads.
         project: whose missions these are; a part of packs' names.
         jobs: missions at once in one pass.
+        histories: of earlier passes, which need not be read again.
         clock: the time, with a zone; the `now` of every pass.
     """
 
@@ -169,10 +171,12 @@ class Runner:
         *,
         project: str = "default",
         jobs: int = 1,
+        histories: Histories | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._stores_of, self._tell, self._project, self._jobs, self._clock = stores_of, tell, project, jobs, clock
         self._processes = Processes(min(jobs, default_processes()))
+        self._histories = histories
         self._missions: dict[str, Mission] = {}
         self._packs: dict[str, Pack] = {}
         self._stores: Mapping[str, Store] = {}
@@ -282,6 +286,7 @@ class Runner:
                 since=since,
                 mapper=mapper,
                 blocks=self._processes.map,
+                histories=self._histories,
                 about=about,
             )
         took = timedelta(seconds=time.monotonic() - began)

@@ -6,13 +6,20 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from anomaly_times.errors import AnomalyTimesError
 from anomaly_times.panel import Grid, Panel
-from anomaly_times.stores import Store
 
-__all__ = ["Asked", "SharedReads"]
+__all__ = ["Asked", "Reader", "SharedReads"]
+
+
+class Reader(Protocol):
+    """What reads series, as `Store.read` does."""
+
+    def read(self, promql: str, grid: Grid, *, max_series: int = 10_000) -> Panel:
+        """See `Store.read`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,7 @@ class SharedReads:
     def __init__(self, asked: Iterable[Asked]) -> None:
         self._shared = {one: _Shared(n) for one, n in Counter(asked).items() if n > 1}
 
-    def read(self, asked: Asked, store: Store) -> Panel:
+    def read(self, asked: Asked, store: Reader) -> Panel:
         """The panel; see `Store.read`.
 
         Raises:
