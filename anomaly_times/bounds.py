@@ -32,6 +32,7 @@ from anomaly_times.mission import Mission
 from anomaly_times.models import Forecaster, is_pooled, known_model
 from anomaly_times.models.calibrate import Calibrated, calibrated, forecast_again
 from anomaly_times.panel import Choice, Floats, Forecast, Grid, Limits, Panel
+from anomaly_times.profiling import staged
 
 __all__ = [
     "BLOCK_ROWS",
@@ -164,6 +165,7 @@ def bounded_by_blocks(
     return _together(history, list(zip(rows, made, strict=True)))
 
 
+@staged("calibrate")
 def _bounded_block(block: Block, tunings: Tunings | None = None) -> Bounded:
     mission = block.mission
     model = known_model(mission.forecast.model, season=mission.season, timezone=mission.timezone)

@@ -33,6 +33,7 @@ from anomaly_times.models import known_model
 from anomaly_times.models.cost import long_forecast
 from anomaly_times.models.rebase import rebased
 from anomaly_times.panel import Evidence, Floats, Forecast, Grid, Labels, Limits, Panel, Scores, round_significant
+from anomaly_times.profiling import staged
 from anomaly_times.quality import Quality, judge, naive_season
 from anomaly_times.stores import Store, Written
 from anomaly_times.stores.history import Histories
@@ -587,6 +588,7 @@ class _Candidates:
         )
 
 
+@staged("align")
 def _candidates(item: _Work, grid: Grid, values: _Values | AnomalyTimesError, store: Store) -> _Candidates:
     mission, ignored = item.mission, store.ignore_labels
     if isinstance(values, AnomalyTimesError) and not isinstance(values, NoSeriesError):
@@ -615,6 +617,7 @@ def _candidates(item: _Work, grid: Grid, values: _Values | AnomalyTimesError, st
     return _Candidates(mission, panel.labels, grid, panel.y, last, bands, limits, kept, first, n_series, warnings, cpu)
 
 
+@staged("score")
 def _scored(group: Sequence[_Candidates]) -> list[DetectResult]:
     """The results of missions of one kind; where one makes all of them fail it is found."""
     began = time.thread_time()

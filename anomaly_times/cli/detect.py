@@ -46,6 +46,7 @@ def detect(
     valid_range: opt.ValidRange = None,
     missing: opt.MissingOption = None,
     dry_run: opt.DryRun = False,
+    profile: opt.ProfileOption = False,
     output: opt.OutputOption = None,
     out: opt.Out = None,
     plot: opt.Plot = None,
@@ -71,6 +72,8 @@ def detect(
     from anomaly_times.passes import write_scores
     from anomaly_times.stores.metered import MeteredStore
 
+    if profile:
+        opt.profiled(ctx)
     if files or promql is None:
         opt.require_file_options(ctx)
         pass_over_files("detect", files, ctx.params)

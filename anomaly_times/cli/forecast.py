@@ -37,6 +37,7 @@ def forecast(
     evidence: opt.EvidenceOption = None,
     valid_range: opt.ValidRange = None,
     dry_run: opt.DryRun = False,
+    profile: opt.ProfileOption = False,
     output: opt.OutputOption = None,
     out: opt.Out = None,
     plot: opt.Plot = None,
@@ -61,6 +62,8 @@ def forecast(
     from anomaly_times.passes import forecast_pass, write_forecasts
     from anomaly_times.stores.metered import metered
 
+    if profile:
+        opt.profiled(ctx)
     if files or promql is None:
         opt.require_file_options(ctx)
         pass_over_files("forecast", files, ctx.params)

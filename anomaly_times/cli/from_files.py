@@ -51,6 +51,8 @@ def pass_over_files(kind: Kind, files: Sequence[Path] | None, params: Mapping[st
         engine: EngineName = params["on"].value if params["on"] is not None else settings.engine
         if engine == "local" and params["ray_address"]:
             raise UsageError("--ray-address goes with --on ray", hint="or with `engine: ray` in the settings")
+        if engine == "ray" and params["profile"]:
+            raise UsageError("--profile sees this machine alone", hint="--on local")
         address = params["ray_address"] or settings.ray_address
         with (
             open_engine(engine, places, address=address, jobs=params["jobs"]) as running,

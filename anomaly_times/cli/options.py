@@ -250,6 +250,7 @@ AlertFor = Annotated[
     str | None,
     option("How long a score is over 1 before anybody is told [5m].", GATES, "--alert-for", metavar="DURATION"),
 ]
+ProfileOption = Annotated[bool, option("Say on stderr where the time went, by stage.", OUTPUT, "--profile")]
 DryRun = Annotated[bool, option("Read and compute, write nothing.", OUTPUT, "--dry-run")]
 OutputOption = Annotated[
     Output | None,
@@ -358,8 +359,23 @@ def query_from_options(params: Mapping[str, Any]) -> Query:
 
 # What says something beside mission files; everything else stands in them.
 _BESIDE_FILES = frozenset(
-    {"files", "jobs", "on", "ray_address", "source", "url", "at", "last", "dry_run", "output", "out"}
+    {"files", "jobs", "on", "ray_address", "source", "url", "at", "last", "dry_run", "profile", "output", "out"}
 )
+
+
+def profiled(ctx: typer.Context) -> None:
+    """Count stages until the command ends, however it does, and then say what they took."""
+    from anomaly_times.cli import render
+    from anomaly_times.profiling import listening
+
+    listener = listening()
+    profile = listener.__enter__()
+
+    def tell() -> None:
+        listener.__exit__(None, None, None)
+        render.say_profile(profile.stages)
+
+    ctx.call_on_close(tell)
 
 
 def require_file_options(ctx: typer.Context, *beside: str) -> None:

@@ -35,6 +35,7 @@ from anomaly_times.outputs import render_page
 
 if TYPE_CHECKING:
     from anomaly_times.models import ModelInfo
+    from anomaly_times.profiling import Stage, StageName
     from anomaly_times.stores.probe import Finding
 
 __all__ = [
@@ -118,6 +119,17 @@ def say_table(columns: Sequence[str], rows: Sequence[tuple[Cell, ...]]) -> None:
 def note(text: str) -> None:
     """Something to know besides, on stderr."""
     stderr().print(Text.assemble(("note: ", "warn"), _clean(text)), soft_wrap=True)
+
+
+def say_profile(stages: Mapping[StageName, Stage]) -> None:
+    """What stages took, on stderr."""
+    console = stderr()
+    console.print(Text(f"{'stage':<10}{'seconds':>10}{'CPU':>10}{'points':>14}{'bytes':>16}", "muted"), soft_wrap=True)
+    for name, took in stages.items():
+        amounts = "".join(f"{n:>{width},}" if n else " " * width for n, width in ((took.points, 14), (took.bytes, 16)))
+        console.print(Text(f"{name:<10}{took.seconds:>10.3f}{took.cpu:>10.3f}{amounts}"), soft_wrap=True)
+    told = "seconds are added up over threads and processes that run at once, without those of stages within"
+    console.print(Text(told, "muted"), soft_wrap=True)
 
 
 def log(text: str) -> None:

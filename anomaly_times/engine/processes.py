@@ -14,17 +14,18 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Self
 
 from anomaly_times.bounds import Block, Bounded
 from anomaly_times.errors import EngineError
 from anomaly_times.models import is_threaded
+from anomaly_times.profiling import Profile, Stage, StageName, add, is_listening, listening
 
 __all__ = ["ONE_THREAD", "Processes", "default_processes"]
 
@@ -86,7 +87,7 @@ class Processes:
             began = time.thread_time()
             yield function(waiting.popleft())
             self._computed += time.thread_time() - began
-        at_work = deque[tuple[Block, Future[Bounded]]]()
+        at_work = deque[tuple[Block, Future[_Made]]]()
         try:
             while waiting or at_work:
                 # One more than there are processes, so that none waits for us; the others are not copied yet.
@@ -95,7 +96,7 @@ class Processes:
                     at_work.append((block, self._submit(function, block)))
                 block, future = at_work.popleft()
                 try:
-                    made = future.result()
+                    made = future.result().told()
                 except (BrokenProcessPool, CancelledError):
                     made = self._again(function, block)
                 yield made
@@ -106,7 +107,7 @@ class Processes:
     def _pays(self, points: int) -> bool:
         return self._pool is not None or points >= self._many_points or self._computed >= self._long
 
-    def _submit(self, function: Callable[[Block], Bounded], block: Block) -> Future[Bounded]:
+    def _submit(self, function: Callable[[Block], Bounded], block: Block) -> Future[_Made]:
         with self._swap:
             self._check_open()
             if self._pool is None:
@@ -126,7 +127,7 @@ class Processes:
         logger.warning("%s: a process that computed was killed; its series are done again", name)
         with self._alone, _pool(1) as pool:
             try:
-                return _submit(pool, function, block).result()
+                return _submit(pool, function, block).result().told()
             except BrokenProcessPool as exc:
                 raise EngineError(
                     f"mission {name} ended its process twice",
@@ -161,10 +162,10 @@ def _pool(n: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(n, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
 
 
-def _submit(pool: ProcessPoolExecutor, function: Callable[[Block], Bounded], block: Block) -> Future[Bounded]:
+def _submit(pool: ProcessPoolExecutor, function: Callable[[Block], Bounded], block: Block) -> Future[_Made]:
     # The first one starts the processes.
     with _as_a_worker_wants_it():
-        return pool.submit(_metered, function, block)
+        return pool.submit(_metered, function, block, is_listening())
 
 
 _starting = threading.Lock()
@@ -206,7 +207,21 @@ def _begin() -> None:
     threading.Thread(target=follow, name="follow-parent", daemon=True).start()
 
 
-def _metered(function: Callable[[Block], Bounded], block: Block) -> Bounded:
+@dataclass(frozen=True)
+class _Made:
+    """What comes back from another process."""
+
+    bounded: Bounded
+    stages: Mapping[StageName, Stage]
+
+    def told(self) -> Bounded:
+        """The forecast; whoever listens here hears what it took there."""
+        add(self.stages)
+        return self.bounded
+
+
+def _metered(function: Callable[[Block], Bounded], block: Block, listened: bool) -> _Made:
     began = time.process_time()
-    made = function(block)
-    return replace(made, cpu=time.process_time() - began)
+    with listening() if listened else nullcontext(Profile()) as profile:
+        made = function(block)
+    return _Made(replace(made, cpu=time.process_time() - began), profile.stages)

@@ -44,6 +44,7 @@ from anomaly_times.models.season import DAY, HOUR, nan_median, rows_by_length
 from anomaly_times.models.shifts import lasting_shifts
 from anomaly_times.models.tails import ParetoTails, student_to_normal
 from anomaly_times.panel import Choice, Floats, Forecast, Panel, Quantiles
+from anomaly_times.profiling import stage, staged
 
 __all__ = [
     "ORIGINS",
@@ -144,7 +145,8 @@ def calibrated(
     wanted = tuple(sorted({*outside, *SPREAD}))
     day = max(1, DAY // history.grid.step)
     rolling = model if isinstance(model, RollingForecaster) else None
-    final = model.forecast(history, h=h, quantiles=wanted) if rolling is None else None
+    ask = staged("model")(model.forecast)
+    final = ask(history, h=h, quantiles=wanted) if rolling is None else None
     # A short horizon has few errors, so past forecasts go on for longer.
     ahead = max(h, -(-_FEWEST_ERRORS // (origins if rolling is None else min(origins, _ORIGINS_OF_ROLLING))))
     values = np.full((history.n_series, h, len(wanted)), np.nan)
@@ -154,17 +156,15 @@ def calibrated(
     for columns, members in rows_by_length(history.y):
         part = history.rows(members).columns(slice(history.grid.n - columns, None))
         if rolling is not None:
-            answer, made = rolling.rolling(part, h=ahead, quantiles=wanted)
+            with stage("model"):
+                answer, made = rolling.rolling(part, h=ahead, quantiles=wanted)
             cuts, past = tuple(made), list(made.values())
             values[members] = answer.values[:, :h]
             notes |= {int(members[i]): text for i, text in answer.notes.items()}
             models |= {int(members[i]): text for i, text in answer.models.items()}
         else:
             cuts = past_cuts(columns, ahead, day, origins)
-            past = [
-                model.forecast(part.columns(slice(cut)), h=min(ahead, columns - cut), quantiles=SPREAD).values
-                for cut in cuts
-            ]
+            past = [ask(part.columns(slice(cut)), h=min(ahead, columns - cut), quantiles=SPREAD).values for cut in cuts]
         groups.append((members, part.y, cuts, past))
     if final is None:
         final = Quantiles(history.labels, history.grid.following(h), wanted, values, notes, models)
@@ -187,10 +187,11 @@ def forecast_again(model: Forecaster, made: Calibrated, history: Panel) -> Calib
     """
     history = settled(without_incident(history))
     h, levels = made.quantiles.grid.n, made.quantiles.levels
-    if isinstance(model, ChoosingForecaster):
-        answer = model.as_chosen(history, h=h, quantiles=levels, choices=made.quantiles.models)
-    else:
-        answer = model.forecast(history, h=h, quantiles=levels)
+    with stage("model"):
+        if isinstance(model, ChoosingForecaster):
+            answer = model.as_chosen(history, h=h, quantiles=levels, choices=made.quantiles.models)
+        else:
+            answer = model.forecast(history, h=h, quantiles=levels)
     return replace(made, quantiles=answer, history=history)
 
 

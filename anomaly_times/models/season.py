@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from anomaly_times.durations import milliseconds
 from anomaly_times.panel import Floats, Grid, Panel
+from anomaly_times.profiling import staged
 
 __all__ = [
     "Cycles",
@@ -368,6 +369,7 @@ def smoothed(x: Floats, width: int) -> Floats:
     return np.where(np.isnan(x), np.nan, mean)
 
 
+@staged("season")
 def fit_season(y: Floats, cycles: Cycles, step: timedelta) -> Season:
     """The profile of `y` (float64[S, T], NaN for gaps) by slot, and how far it can be trusted."""
     window = max(1, round(cycles.period / step))
@@ -506,6 +508,7 @@ def _period_near(x: Floats, period: float) -> int:
     return found
 
 
+@staged("season")
 def find_seasons(history: Panel, *, timezone: str = "UTC") -> list[tuple[int, ...]]:
     """For each series the periods that it follows, in steps, shortest first; empty where it follows none.
 

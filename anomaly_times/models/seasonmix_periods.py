@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from anomaly_times.profiling import staged
+
 __all__ = ["SLOTS", "autocorrelation", "day_of", "find_periods", "lagged_difference"]
 
 F32 = npt.NDArray[np.float32]
@@ -19,6 +21,7 @@ _SHORTEST = 4
 _RISE = np.float32(0.1)
 
 
+@staged("season")
 def find_periods(
     y: F32, first: Ints, calendar: Sequence[int] = (), season: Sequence[int] | None = None
 ) -> tuple[Ints, F32]:

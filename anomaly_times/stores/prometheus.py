@@ -27,6 +27,7 @@ from anomaly_times.durations import EPOCH, format_duration, milliseconds
 from anomaly_times.errors import NoSeriesError, QueryError, StoreDataError, StoreError, StoreUnavailableError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Evidence, Floats, Forecast, Grid, Labels, Panel, Scores
+from anomaly_times.profiling import is_listening, stage, staged
 from anomaly_times.settings import Source, WriteMode
 from anomaly_times.stores import Gauge, Written, over_time, writing
 from anomaly_times.stores.http import HttpClient, RefusedError, TooLargeError
@@ -370,12 +371,16 @@ class PrometheusStore:
         if rows.max_series is not None:
             limit = _BYTES_ANYWAY + rows.max_series * (_BYTES_A_SERIES + _BYTES_A_SAMPLE * asked.n)
         try:
-            body = self._ask(base, "query_range", params, max_bytes=limit)
+            with stage("read") as work:
+                body = self._ask(base, "query_range", params, max_bytes=limit)
+                work.bytes = len(body)
         except TooLargeError as exc:
             if limit is None or limit >= self.source.max_response_bytes:
                 raise
             raise _too_many(base, f"far more than {rows.max_series:,}", rows.max_series or 0) from exc
-        labels, y = parse_matrix(body, asked, where=base)
+        with stage("parse") as work:
+            labels, y = parse_matrix(body, asked, where=base)
+            work.points = int(y.size - np.count_nonzero(np.isnan(y))) if is_listening() else 0
         rows.put(labels, y[:, : grid.n], columns)
 
     def _beyond_now(self, grid: Grid, base: str) -> Grid:
@@ -658,6 +663,7 @@ class _Rows:
         """How many series came up to now."""
         return len(self._index)
 
+    @staged("align")
     def put(self, labels: list[Labels], part: Floats, columns: slice) -> None:
         """Take the values of these series at the times `columns`.
 
@@ -682,6 +688,7 @@ class _Rows:
                 )
             self._y[rows, columns] = part
 
+    @staged("align")
     def finish(self) -> tuple[list[Labels], Floats]:
         """All series with at least one value, sorted by label set."""
         labels = list(self._index)

@@ -33,6 +33,7 @@ from anomaly_times.durations import EPOCH, format_duration, milliseconds
 from anomaly_times.errors import MissionError, StoreError, UsageError
 from anomaly_times.mission import Mission
 from anomaly_times.panel import Floats, Forecast, Grid, Labels, Scores
+from anomaly_times.profiling import stage, staged
 from anomaly_times.settings import WriteMode
 from anomaly_times.stores import Gauge, Written, over_time, remote_write, vm_import
 from anomaly_times.stores.http import RefusedError
@@ -176,12 +177,12 @@ def send(store: PrometheusStore, blocks: Sequence[Samples]) -> Written:
         raise UsageError(f"the source {store.name} can only be read", hint="set `write` of the source")
     encoder = vm_import if source.protocol == "vm_import" else remote_write
     dropped = _dropped_rows(store)
-    post = partial(store.client.request, "POST", source.write_url, headers=encoder.HEADERS)
+    post = staged("write")(partial(store.client.request, "POST", source.write_url, headers=encoder.HEADERS))
     try:
         # One after the other, for their order counts; the next is encoded while the server takes one.
         with ThreadPoolExecutor(1, thread_name_prefix="write") as pool:
             sent: Future[bytes] | None = None
-            for body in encoder.encode(blocks):
+            for body in _encoded(encoder.encode(blocks), written):
                 if sent is not None:
                     sent.result()
                 sent = pool.submit(post, content=body)
@@ -192,6 +193,19 @@ def send(store: PrometheusStore, blocks: Sequence[Samples]) -> Written:
     if dropped is not None:
         _check_kept(store, blocks, dropped)
     return written
+
+
+def _encoded(bodies: Iterator[bytes], written: Written) -> Iterator[bytes]:
+    """Each body, made as the stage that it is."""
+    points = written.samples
+    while True:
+        with stage("encode") as work:
+            body = next(bodies, None)
+            work.points, points = points, 0
+            work.bytes = len(body) if body is not None else 0
+        if body is None:
+            return
+        yield body
 
 
 def write_gauges(store: PrometheusStore, gauges: Sequence[Gauge], *, at: datetime) -> None:
