@@ -280,7 +280,8 @@ def on_ray(here: Installation, repeat: int) -> list[Row]:
         row("forecast, 10,000 series in 10 missions, `auto`", local),
         row("the same on a Ray cluster of two workers", joined, target="≥ 0.9 × the speed of processes",
             beside=f"{speed:.2f} × the speed of processes; of ours here, without the workers'"),
-        row("the same on one that it starts and stops itself", alone, beside=f"{usual / alone[0].seconds:.2f} × the speed"),
+        row("the same on one that it starts and stops itself", alone,
+            beside=f"{usual / alone[0].seconds:.2f} × the speed"),
     ]  # fmt: skip
 
 
