@@ -7,6 +7,7 @@ whoever writes it.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import logging
 import math
@@ -16,19 +17,24 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import anomaly_times
+from anomaly_times.bounds import Block, Bounded
 from anomaly_times.conventions import Kind
 from anomaly_times.engine.job import Job, Places, Ran, failed, ordered, refused
 from anomaly_times.engine.local import do_here
 from anomaly_times.engine.processes import ONE_THREAD
 from anomaly_times.errors import AnomalyTimesError, EngineError, MissingExtraError, UsageError
 from anomaly_times.mission import Mission
+from anomaly_times.models import is_threaded
 from anomaly_times.monitoring import Effort, Result, tell
 from anomaly_times.outcome import Outcome, outcome_of
 from anomaly_times.stores import Store, Written, open_store
@@ -49,6 +55,8 @@ _LOOKING, _HEADLESS = 1.0, 15.0
 """Seconds between looks for the head, and how long it may be away: after 60 Ray ends this process."""
 _PROBING = 120.0
 """Seconds that a node has to start a worker."""
+_FEWEST_BLOCKS = 4
+"""A mission with that many blocks of series is spread over the cluster; fewer are done where they were read."""
 _PACKAGE = "anomaly-times"
 
 
@@ -212,20 +220,23 @@ def _after_loss(kind: Kind, share: _Share, exc: Exception) -> tuple[list[_Share]
     [mission] = share.missions
     if cause is not None:
         # The task lived to raise, and would again: a file of the settings that is not on this node, for one.
-        return [], [failed(kind, mission, _as_error(cause, mission))]
-    error = EngineError(
-        f"mission {mission.name} ended its worker {_ATTEMPTS} times: {_first_line(exc)}",
+        return [], [failed(kind, mission, _as_error(cause, mission.name))]
+    return [], [failed(kind, mission, _lost(mission.name, exc))]
+
+
+def _lost(mission: str, exc: Exception) -> EngineError:
+    return EngineError(
+        f"mission {mission} ended its worker {_ATTEMPTS} times: {_first_line(exc)}",
         hint="a worker that is killed had too little memory most times: a shorter lookback, a longer step, fewer "
         "series, or larger nodes",
     )
-    return [], [failed(kind, mission, error)]
 
 
-def _as_error(cause: Exception, mission: Mission) -> AnomalyTimesError:
+def _as_error(cause: Exception, mission: str) -> AnomalyTimesError:
     if isinstance(cause, AnomalyTimesError):
         return cause
     return AnomalyTimesError(
-        f"mission {mission.name} met a bug of ours on Ray: {type(cause).__name__}: {_first_line(cause)}",
+        f"mission {mission} met a bug of ours on Ray: {type(cause).__name__}: {_first_line(cause)}",
         hint="run it with --on local --debug and report it",
     )
 
@@ -259,11 +270,58 @@ def _work(job: Job, places: Places) -> _Summary:
                 if name in needed
             }
             pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
-            done = do_here(*(job, stores), mapper=pool.map if pool else map, histories=places.histories(), share=True)
+            done = do_here(
+                job,
+                stores,
+                mapper=pool.map if pool else map,
+                blocks=_spread,
+                histories=places.histories(),
+                share=True,
+            )
     finally:
         ours.removeHandler(heard)
     outcomes = [outcome_of(result) for result in done.results]
     return _Summary(outcomes, done.written, [*done.untold, *heard.said], done.efforts)
+
+
+def _spread(function: Callable[[Block], Bounded], blocks: Iterable[Block], /) -> Iterator[Bounded]:
+    """A `BlockMapper`: those of a large mission are tasks of their own, which wait here for each other.
+
+    A task that waits for others gives its processor back for that time, so there is always one for them. A block goes
+    through the object store, where the other reads it without a copy.
+
+    Raises:
+        EngineError: a block's worker died each time.
+    """
+    todo = deque(blocks)
+    if len(todo) < _FEWEST_BLOCKS or is_threaded(todo[0].mission.forecast.model):
+        yield from map(function, todo)
+        return
+    ray = _import_ray()
+    task = ray.remote(_metered).options(max_retries=_ATTEMPTS - 1, num_cpus=1, runtime_env={"env_vars": ONE_THREAD})
+    most, name = int(ray.cluster_resources().get("CPU", 1)) + 1, todo[0].mission.name
+    at_work = deque[Any]()
+    try:
+        while todo or at_work:
+            while todo and len(at_work) < most:
+                at_work.append(task.remote(function, todo.popleft()))
+            try:
+                made: Bounded = ray.get(at_work.popleft())
+            except ray.exceptions.RayTaskError as exc:
+                raise _as_error(getattr(exc, "cause", None) or exc, name) from exc
+            except ray.exceptions.RayError as exc:
+                raise _lost(name, exc) from exc
+            yield made
+    finally:
+        for ref in at_work:
+            with suppress(ray.exceptions.RayError):
+                ray.cancel(ref, force=True)
+
+
+def _metered(function: Callable[[Block], Bounded], block: Block) -> Bounded:
+    """The task of one block."""
+    began = time.process_time()
+    return replace(function(block), cpu=time.process_time() - began)
 
 
 class _Heard(logging.Handler):
@@ -420,8 +478,18 @@ def _join(ray: Any, address: str, processors: int | None) -> None:
 
 
 def _versions() -> dict[str, str]:
-    """What must be alike on both sides."""
-    return {"python": platform.python_version(), _PACKAGE: importlib.metadata.version(_PACKAGE)}
+    """What must be alike on both sides; `code` tells two states of one version apart."""
+    packages = {name: importlib.metadata.version(name) for name in (_PACKAGE, "ray")}
+    return {"python": platform.python_version(), **packages, "code": _code()}
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """A digest of our code."""
+    digest, root = hashlib.sha256(), Path(anomaly_times.__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _nodes(ray: Any) -> list[Node]:

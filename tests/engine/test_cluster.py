@@ -19,12 +19,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from anomaly_times.bounds import Block
 from anomaly_times.engine import EngineName, Job, Node, Places, Ran, cluster, nodes_of_cluster, open_engine
 from anomaly_times.errors import EngineError, MissingExtraError, UsageError
 from anomaly_times.mission import Mission
 from anomaly_times.monitoring import About
+from anomaly_times.panel import Grid, Labels, Panel
 from anomaly_times.settings import source_for_url
-from anomaly_times.stores import open_store
+from anomaly_times.stores import open_store, remote_write
+from anomaly_times.stores.samples import Samples
 from tests import servers
 
 # Ray leaves pipes and sockets to the garbage collector.
@@ -317,3 +320,40 @@ def test_a_node_with_another_version_says_which(ray_address: str, monkeypatch: p
     monkeypatch.setattr(cluster, "_versions", lambda: {"python": "3.11.0", "anomaly-times": "0.2.0"})
     described = {"Resources": {"CPU": 2.0}, "NodeManagerAddress": "10.0.0.7"}
     assert cluster._asked(ray, described, answer, 30).error == "it has anomaly-times 0.0.1, we have 0.2.0"
+
+
+@pytest.mark.slow
+@pytest.mark.servers
+def test_large_missions_are_spread_by_series_and_store_what_this_process_stores(
+    start: Callable[..., servers.Server], tmp_path: Path, ray_address: str
+) -> None:
+    """Three at once on two processors: each waits for its blocks, and those find a processor."""
+    grid = Grid.ending(NOW, timedelta(minutes=5), 288)
+    y = (100 + np.random.default_rng(3).normal(0, 5, (1_600, grid.n))).round(4)
+    here, there = (start(servers.victoria_metrics, "-dedup.minScrapeInterval=1ms") for _ in range(2))
+    for server in (here, there):
+        for name in "abc":
+            rows = [Labels.of({"i": f"{i:04d}"}) for i in range(len(y))]
+            for body in remote_write.encode([Samples((f"large_{name}",), rows, grid.epoch_ms(), y[:, None])]):
+                servers.fetch(server.url + "/api/v1/write", data=body, timeout=60)
+        server.flush()
+    spec = {"step": "5m", "forecast": {"every": "1h", "lookback": "1d", "model": "profile"}, "detect": {"every": "5m"}}
+    missions = [mission(name, promql=f"large_{name}", **spec) for name in "abc"]
+    job = Job("forecast", missions, NOW)
+    outcomes = [
+        ran("local", here, job, tmp_path / "here"),
+        ran("ray", there, job, tmp_path / "there", address=ray_address),
+    ]
+    for made in outcomes:
+        assert [(o.series, o.error) for o in made.outcomes] == [(1_600, None)] * 3
+    stored = exported(here)
+    assert len(stored) >= 3 * 3 * 1_600
+    assert exported(there) == stored
+
+
+def test_blocks_of_a_small_mission_stay_where_they_were_read() -> None:
+    grid = Grid.ending(NOW, timedelta(minutes=5), 10)
+    panel = Panel((Labels.of({"i": "1"}),), grid, np.zeros((1, grid.n)))
+    block = Block(mission("a"), panel, np.zeros(1), 1.0)
+    # Without a cluster, so a task would fail.
+    assert list(cluster._spread(lambda one: one, [block] * 3)) == [block] * 3  # type: ignore[arg-type,return-value]
