@@ -40,7 +40,7 @@ from anomaly_times.outcome import Outcome, outcome_of
 from anomaly_times.stores import Store, Written, open_store
 from anomaly_times.stores.metered import metered
 
-_SHARES_A_WORKER: Mapping[Kind, int] = {"forecast": 4, "detect": 2}
+_SHARES_A_WORKER: Mapping[Kind, int] = {"forecast": 8, "detect": 2}
 """So many shares for each worker even out missions that take longer than others."""
 _LARGEST_SHARE: Mapping[Kind, int] = {"forecast": 10, "detect": 200}
 """Missions; those of one detection share their queries, and a forecast that is lost is dear."""
@@ -525,7 +525,7 @@ def _asked(ray: Any, node: Mapping[str, Any], answer: Any, patience: float) -> N
     ours = _versions()
     if versions and versions != ours:
         error = "; ".join(
-            f"it has {name} {versions[name]}, we have {version}"
+            f"it has {name} {versions.get(name, 'unknown')}, we have {version}"
             for name, version in ours.items()
             if versions.get(name) != version
         )
