@@ -21,7 +21,7 @@ QUIET = {
 }
 
 
-def install(session: nox.Session, *groups: str, extras: str = "nixtla,chronos,ray") -> None:
+def install(session: nox.Session, *groups: str, extras: str = "nixtla,chronos,ray,production") -> None:
     """The package as pinned in constraints.txt, with what these dependency groups name."""
     env = {}
     # A folder of wheels that pip is told about (a CPU build of torch, say) counts for uv too.
@@ -48,6 +48,8 @@ def lint(session: nox.Session) -> None:
     install(session, "lint", "test")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    # What a workflow could be made to do.
+    session.run("zizmor", "--offline", "--no-progress", ".github/workflows")
     session.run("mypy")
     session.run("lint-imports")
 
@@ -88,7 +90,7 @@ def constraints(session: nox.Session) -> None:
     excludes.write_text("torch\n")
     session.run(
         *("uv", "pip", "compile", "pyproject.toml", "--universal", "--python-version", PYTHON, "--generate-hashes"),
-        *("--extra", "nixtla", "--extra", "chronos", "--extra", "ray"),
+        *("--extra", "nixtla", "--extra", "chronos", "--extra", "ray", "--extra", "production"),
         *("--group", "dev", "--group", "test", "--group", "lint", "--group", "bench"),
         *("--no-emit-index-url", "--no-emit-find-links", "--no-annotate", "--custom-compile-command"),
         "uv run nox -s constraints",

@@ -9,7 +9,7 @@ from anomaly_times.models import list_models
 from anomaly_times.settings import Source
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "helm" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def headings(page: Path) -> set[str]:
