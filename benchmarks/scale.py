@@ -224,7 +224,6 @@ def forecasts(repeat: int) -> list[Row]:
             ratio = statistics.median(cost.seconds for cost in costs) / floor
             beside = f"{ratio:.1f} × the {floor:.1f} s in which curl reads and writes the same bytes"
             out.append(row(f"forecast, 10,000 series, `{model}`", costs, target=target, beside=beside))
-        out += on_ray(here, repeat)
     return out
 
 
@@ -261,20 +260,21 @@ def cached(repeat: int) -> list[Row]:
     ]  # fmt: skip
 
 
-def on_ray(here: Installation, repeat: int) -> list[Row]:
+def on_ray(repeat: int) -> list[Row]:
     """Ten missions on a Ray cluster of two workers on this machine, beside two processes."""
     import ray
 
-    pack = here.missions(10, "auto")
-    local = [here.forecast(pack) for _ in range(repeat)]
-    alone = [here.forecast(pack, "--on", "ray", "--jobs", "2")]
-    cluster = ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    try:
-        address = cluster.address_info["gcs_address"]
-        # The first pass starts the workers.
-        joined = [here.forecast(pack, "--on", "ray", "--ray-address", address) for _ in range(repeat + 1)][1:]
-    finally:
-        ray.shutdown()
+    with tempfile.TemporaryDirectory() as folder, Installation(Path(folder), LARGEST) as here:
+        pack = here.missions(10, "auto")
+        local = [here.forecast(pack) for _ in range(repeat)]
+        alone = [here.forecast(pack, "--on", "ray", "--jobs", "2")]
+        cluster = ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        try:
+            address = cluster.address_info["gcs_address"]
+            # The first pass starts the workers.
+            joined = [here.forecast(pack, "--on", "ray", "--ray-address", address) for _ in range(repeat + 1)][1:]
+        finally:
+            ray.shutdown()
     usual = statistics.median(one.seconds for one in local)
     speed = usual / statistics.median(one.seconds for one in joined)
     return [
@@ -419,6 +419,7 @@ GROUPS: dict[str, Callable[[int], list[Row]]] = {
     "detections": detections,
     "forecasts": forecasts,
     "cached": cached,
+    "ray": on_ray,
     "peers": peers,
     "blocks": blocks,
     "storage": storage,
