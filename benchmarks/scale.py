@@ -465,7 +465,7 @@ def slope(rows: Sequence[dict[str, Any]], kind: str, of: str) -> str:
 
 def table(results: dict[str, Any]) -> str:
     """What was measured, in Markdown."""
-    lines = [", ".join(f"{key} {value}" for key, value in results.get("machine", {}).items()), ""]
+    lines = [", ".join(f"{key} {value}" for key, value in results.get("machine", {}).items() if value), ""]
     for name, group in results["groups"].items():
         load = f"load average at its start {group['load']:.1f}"
         lines += [f"## {name}", "", f"{group['at']}, {load}.", "", "| work | figure | runs | beside | target |"]
