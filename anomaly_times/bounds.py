@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 BLOCK_ROWS = 500
-"""Fewer cost more for each series, more are no faster (`python -m benchmarks.scale --only blocks`)."""
+"""What a series costs hardly depends on it (`python -m benchmarks.scale --only blocks`); memory of a process does."""
 
 TUNED_EVERY = timedelta(hours=12)
 _GROWN, _ALIVE = timedelta(days=4), timedelta(days=1)
@@ -147,9 +147,7 @@ def bounded_by_blocks(
     Raises:
         ModelError: if the model cannot work on this panel.
     """
-    budget = mission.detect.alerts_per_week
-    if mission.detect.per == "mission":
-        budget /= history.n_series
+    budget = _budget(mission, history.n_series)
     n_blocks = 1 if is_pooled(mission.forecast.model) else -(-history.n_series // BLOCK_ROWS)
     blocks, rows, first = list[Block](), list[Ints](), 0
     for part in history.shards(n_blocks):
@@ -196,14 +194,18 @@ def bounded(
     """
     tune = tunings.of if tunings is not None else _tuned
     if budget is None:
-        budget = mission.detect.alerts_per_week
-        if mission.detect.per == "mission":
-            budget /= history.n_series
+        budget = _budget(mission, history.n_series)
     parts: list[tuple[Ints, Bounded]] = []
     for rows, block in _by_age(history):
         part = history if len(rows) == history.n_series else history.rows(rows)
         parts.append((rows, _apply(mission, model, part, tune(mission, model, block, budget=budget), least[rows])))
     return _together(history, parts)
+
+
+def _budget(mission: Mission, n_series: int) -> float:
+    """Alerts a week and series."""
+    detect = mission.detect
+    return detect.alerts_per_week / n_series if detect.per == "mission" else detect.alerts_per_week
 
 
 def _together(history: Panel, parts: Sequence[tuple[Ints, Bounded]]) -> Bounded:
